@@ -1,0 +1,2 @@
+//! dkvs-client
+fn main() {}

@@ -1,0 +1,2 @@
+//! dkvs-server
+fn main() {}

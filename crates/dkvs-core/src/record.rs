@@ -1,0 +1,311 @@
+//! What an owner stores for a key: the values nobody has replaced, and all that is known about the others.
+//!
+//! A [`Record`] is a *dotted version vector set* (Almeida et al. 2014, *Scalable and Accurate Causality Tracking
+//! for Eventually Consistent Stores*): one version vector for the whole key, and siblings that each carry only the
+//! dot of the event that wrote them.
+//!
+//! ```text
+//!   replica X                        replica Y                      X merged with Y
+//!   vv {A: 2, B: 1}                  vv {A: 1, B: 2}                vv {A: 2, B: 2}
+//!   A2 "blue"                        A1 "red"                       A2 "blue"     Y has not heard of it
+//!                                    B2 "green"                     B2 "green"    X has not heard of it
+//!                                                                   (A1 is gone: X knows it and no longer has it)
+//! ```
+//!
+//! Invariants:
+//! - every sibling's dot is covered by the record's own vector;
+//! - `merge` is commutative, associative and idempotent, so replicas may exchange records in any order, twice, late;
+//! - a value leaves a record only by [`Record::event`] or [`Record::discard`] with a context that covers it, here or
+//!   at a replica whose record was merged;
+//! - the whole record is replicated, never one value and a vector: a vector that covers more than the values it
+//!   travels with would delete what the receiver alone still has.
+//!
+//! What it leaves out: it never forgets a tombstone by itself. Removing one for good needs proof that every owner
+//! has it.
+
+use std::cmp::Reverse;
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::hlc::{Hlc, WallMs};
+use crate::version::{Actor, Dot, VersionVector};
+
+/// Names one operation of one client, so that a retry can be told from a second operation. 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OpId {
+    /// Drawn at random by each client.
+    pub client: u64,
+    /// Counted by the client.
+    pub sequence: u64,
+}
+
+impl fmt::Debug for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}/{}", self.client, self.sequence)
+    }
+}
+
+/// What a put left behind.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Body {
+    /// A value, possibly empty.
+    Value(Bytes),
+    /// A deletion, kept as a value so that replicas can tell "deleted" from "never heard of".
+    Tombstone,
+}
+
+impl Body {
+    /// The value's bytes, if it is one.
+    #[must_use]
+    pub fn value(&self) -> Option<&Bytes> {
+        match self {
+            Self::Value(bytes) => Some(bytes),
+            Self::Tombstone => None,
+        }
+    }
+
+    /// Length of the value in bytes; 0 for a tombstone.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.value().map_or(0, Bytes::len)
+    }
+
+    /// Whether there are no value bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(bytes) if bytes.len() <= 32 => write!(f, "{bytes:?}"),
+            Self::Value(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Tombstone => f.write_str("tombstone"),
+        }
+    }
+}
+
+/// What a put or delete asks to be written, before it has a dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The operation, so that a retry writes one value.
+    pub op: OpId,
+    /// The coordinator's timestamp.
+    pub hlc: Hlc,
+    /// Absolute wall time from which the value is hidden, chosen once by the coordinator.
+    pub expires: Option<WallMs>,
+    /// The value or tombstone.
+    pub body: Body,
+}
+
+/// One value that nobody has replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sibling {
+    /// The event that wrote it.
+    pub dot: Dot,
+    /// What was written.
+    pub write: Write,
+}
+
+impl Sibling {
+    /// Concurrent siblings are shown latest first; the dot breaks ties so that all replicas agree.
+    fn recency(&self) -> (Hlc, Dot) {
+        (self.write.hlc, self.dot)
+    }
+}
+
+/// Fingerprint of a record: equal for two replicas exactly when their records are equal, as no dot ever carries two
+/// values. 16 bytes of SHA-256 over the vector and the siblings' dots, so that no client can make two records with
+/// one fingerprint.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RecordHash([u8; 16]);
+
+impl RecordHash {
+    /// The 16 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RecordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// All that one replica knows of one key.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    vv: VersionVector,
+    /// In the order of their dots; no dot twice; all covered by `vv`.
+    siblings: Vec<Sibling>,
+}
+
+impl Record {
+    /// The record of a key nobody has written.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A record from its parts, as read from a disk or a message. The vector learns the siblings' dots.
+    /// Returns `None` when a dot stands twice.
+    #[must_use]
+    pub fn from_parts(mut vv: VersionVector, mut siblings: Vec<Sibling>) -> Option<Self> {
+        siblings.sort_by_key(|sibling| sibling.dot);
+        siblings.iter().for_each(|sibling| vv.add(sibling.dot));
+        let distinct = siblings.windows(2).all(|pair| matches!(pair, [a, b] if a.dot != b.dot));
+        distinct.then_some(Self { vv, siblings })
+    }
+
+    /// The record of a pair given at start: older than any put, and the same wherever the pair is given.
+    #[must_use]
+    pub fn initial(key: &[u8], value: Bytes) -> Self {
+        let actor = Actor::initial(key, &value);
+        let dot = Dot { actor, counter: 1 };
+        let op = OpId { client: actor.incarnation, sequence: 0 };
+        let write = Write { op, hlc: Hlc::default(), expires: None, body: Body::Value(value) };
+        Self { vv: VersionVector::from_iter([dot]), siblings: vec![Sibling { dot, write }] }
+    }
+
+    /// All events this record knows of.
+    #[must_use]
+    pub fn vv(&self) -> &VersionVector {
+        &self.vv
+    }
+
+    /// The values nobody has replaced, in the order of their dots. A retried put may stand here twice; see
+    /// [`Record::values`].
+    #[must_use]
+    pub fn siblings(&self) -> &[Sibling] {
+        &self.siblings
+    }
+
+    /// The siblings a reader is shown: latest first, and those of one operation as one.
+    #[must_use]
+    pub fn values(&self) -> Vec<&Sibling> {
+        let mut latest_first: Vec<&Sibling> = self.siblings.iter().collect();
+        latest_first.sort_by_key(|sibling| Reverse(sibling.recency()));
+        let mut shown: Vec<&Sibling> = Vec::with_capacity(latest_first.len());
+        for sibling in latest_first {
+            if shown.iter().all(|earlier| earlier.write.op != sibling.write.op) {
+                shown.push(sibling);
+            }
+        }
+        shown
+    }
+
+    /// The sibling shown first: the latest by its timestamp, then by its dot.
+    #[must_use]
+    pub fn winner(&self) -> Option<&Sibling> {
+        self.siblings.iter().max_by_key(|sibling| sibling.recency())
+    }
+
+    /// The sibling that `op` wrote, if nobody has replaced it.
+    #[must_use]
+    pub fn written_by(&self, op: OpId) -> Option<&Sibling> {
+        self.siblings.iter().find(|sibling| sibling.write.op == op)
+    }
+
+    /// Bytes of values over all siblings.
+    #[must_use]
+    pub fn value_len(&self) -> usize {
+        self.siblings.iter().map(|sibling| sibling.write.body.len()).sum()
+    }
+
+    /// Records a put or delete: what `context` covers is gone, what it does not cover stays beside the new value.
+    /// An initial value is older than any put and goes whatever the context.
+    ///
+    /// # Panics
+    /// When `dot` is already known: the caller's numbering is broken, and going on would lose a value.
+    pub fn event(&mut self, context: &VersionVector, dot: Dot, write: Write) {
+        self.discard(context);
+        assert!(!self.vv.covers(dot), "dot {dot:?} was used before: {:?} knows it", self.vv);
+        self.siblings.retain(|sibling| !sibling.dot.actor.is_initial());
+        self.vv.add(dot);
+        let at = self.siblings.partition_point(|sibling| sibling.dot < dot);
+        self.siblings.insert(at, Sibling { dot, write });
+    }
+
+    /// Drops the siblings that `context` covers, and remembers that they are gone.
+    pub fn discard(&mut self, context: &VersionVector) {
+        self.siblings.retain(|sibling| !context.covers(sibling.dot));
+        self.vv.merge(context);
+    }
+
+    /// Learns all that `other` knows: keeps the siblings both have, and those of either that the other has not
+    /// heard of.
+    pub fn merge(&mut self, other: &Self) {
+        let ours = std::mem::take(&mut self.siblings);
+        let mut theirs = other.siblings.iter().peekable();
+        for sibling in ours {
+            while let Some(new) = theirs.next_if(|new| new.dot < sibling.dot) {
+                self.keep_unless_covered(new);
+            }
+            let in_both = theirs.next_if(|new| new.dot == sibling.dot).is_some();
+            if in_both || !other.vv.covers(sibling.dot) {
+                self.siblings.push(sibling);
+            }
+        }
+        theirs.for_each(|new| self.keep_unless_covered(new));
+        self.vv.merge(&other.vv);
+    }
+
+    fn keep_unless_covered(&mut self, sibling: &Sibling) {
+        if !self.vv.covers(sibling.dot) {
+            self.siblings.push(sibling.clone());
+        }
+    }
+
+    /// Whether merging `other` into this would change nothing.
+    #[must_use]
+    pub fn includes(&self, other: &Self) -> bool {
+        self.vv.descends_from(&other.vv)
+            && self.siblings.iter().all(|ours| other.holds(ours.dot) || !other.vv.covers(ours.dot))
+    }
+
+    /// The dots of this record's siblings that `vv` has not heard of.
+    #[must_use]
+    pub fn dots_unknown_to(&self, vv: &VersionVector) -> Vec<Dot> {
+        self.siblings.iter().map(|sibling| sibling.dot).filter(|&dot| !vv.covers(dot)).collect()
+    }
+
+    fn holds(&self, dot: Dot) -> bool {
+        self.siblings.binary_search_by_key(&dot, |sibling| sibling.dot).is_ok()
+    }
+
+    /// The record's fingerprint.
+    #[must_use]
+    pub fn hash(&self) -> RecordHash {
+        let mut hash = Sha256::new();
+        let mut add = |dots: &mut dyn ExactSizeIterator<Item = Dot>| {
+            hash.update((dots.len() as u64).to_be_bytes());
+            for Dot { actor, counter } in dots {
+                hash.update(actor.incarnation.to_be_bytes());
+                hash.update(actor.epoch.to_be_bytes());
+                hash.update(counter.to_be_bytes());
+            }
+        };
+        add(&mut self.vv.iter());
+        add(&mut self.siblings.iter().map(|sibling| sibling.dot));
+        let digest: [u8; 32] = hash.finalize().into();
+        let (head, _) = digest.split_at(16);
+        RecordHash(head.try_into().expect("a SHA-256 digest is longer than 16 bytes"))
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let siblings = self.siblings.iter().map(|sibling| (sibling.dot, &sibling.write.body));
+        f.debug_struct("Record")
+            .field("vv", &self.vv)
+            .field("siblings", &siblings.collect::<Vec<_>>())
+            .finish()
+    }
+}

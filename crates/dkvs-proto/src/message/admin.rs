@@ -1,0 +1,112 @@
+//! Questions to a server about itself. None of them asks for unbounded output: what may be long comes in pages.
+
+use bytes::Bytes;
+use dkvs_core::ring::RingId;
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use super::client::Token;
+use crate::wire;
+
+/// What one may ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminRequest {
+    /// The ring, and the quorums that apply where a request leaves them open.
+    Ring,
+    /// How the server is.
+    Status,
+    /// A page of what the server holds, in the order of partitions and keys.
+    Scan {
+        /// Where the page before ended.
+        after: Option<Token>,
+        /// Bytes of keys and values that the page may have. One entry is always sent.
+        len_max: u32,
+    },
+}
+
+/// What a server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminAnswer {
+    /// The ring.
+    Ring(RingReport),
+    /// How the server is.
+    Status(StatusReport),
+    /// A page of what it holds.
+    Page(ScanPage),
+    /// Nothing was done.
+    Refused(Refusal),
+}
+
+/// A ring as `servers.txt` has it, and the cluster's defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingReport {
+    /// The servers.
+    #[serde(with = "wire::list")]
+    pub servers: Vec<RingServer>,
+    /// Copies where a request does not say.
+    pub n: u16,
+    /// Read quorum where a request does not say.
+    pub r: u16,
+    /// Write quorum where a request does not say.
+    pub w: u16,
+}
+
+/// One line of `servers.txt`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingServer {
+    /// IP address or host name.
+    #[serde(with = "wire::text")]
+    pub host: String,
+    /// UDP and TCP port.
+    pub port: u16,
+    /// How many nodes it has on the ring.
+    pub nodes: u32,
+}
+
+/// How a server is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The release it runs.
+    #[serde(with = "wire::text")]
+    pub version: String,
+    /// The ring it is on.
+    pub ring: RingId,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Keys with a value.
+    pub keys: u64,
+    /// Keys whose deletion is still remembered.
+    pub tombstones: u64,
+    /// Bytes of keys and values stored.
+    pub bytes: u64,
+    /// Where the data is; empty when it is in memory.
+    #[serde(with = "wire::text")]
+    pub data_dir: String,
+    /// The largest lead of a peer's clock that was ignored, in milliseconds; 0 when none was.
+    pub clock_skew_ms: u64,
+    /// Datagrams dropped because they were not ours, damaged or malformed.
+    pub junk_datagrams: u64,
+}
+
+/// Part of what a server holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanPage {
+    /// Keys with a value.
+    #[serde(with = "wire::list")]
+    pub entries: Vec<ScanEntry>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Token>,
+}
+
+/// One key a server holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanEntry {
+    /// The key.
+    #[serde(with = "wire::bytes")]
+    pub key: Bytes,
+    /// The value a get would show.
+    #[serde(with = "wire::bytes")]
+    pub value: Bytes,
+    /// How many siblings there are.
+    pub siblings: u32,
+}

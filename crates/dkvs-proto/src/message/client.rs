@@ -1,0 +1,144 @@
+//! A client and the server that coordinates for it.
+
+use bytes::Bytes;
+use dkvs_core::record::OpId;
+use dkvs_core::ring::RingId;
+use dkvs_core::servers::ServerIndex;
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use crate::wire;
+
+/// An operation on one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientRequest {
+    /// Write a value or a deletion. Not idempotent: executed at most once for each session and request id.
+    Put(Put),
+    /// Read the value.
+    Get(Get),
+}
+
+/// A put, or a delete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Put {
+    /// The ring the client knows.
+    pub ring: RingId,
+    /// 1..=32,768 bytes.
+    #[serde(with = "wire::bytes")]
+    pub key: Bytes,
+    /// What to write.
+    pub body: PutBody,
+    /// What the client has seen of the key, as [`crate::context`] encodes it. Without it the put replaces everything
+    /// acknowledged before it.
+    pub context: Option<Token>,
+    /// Copies.
+    pub n: u16,
+    /// Owners that must hold it before the answer.
+    pub w: u16,
+    /// The operation, the same in every retry.
+    pub op: OpId,
+    /// How long the coordinator may take, in milliseconds.
+    pub timeout_ms: u32,
+    /// Passed on by a server that does not own the key; not to be passed on again.
+    pub forwarded: bool,
+}
+
+/// A context as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token(#[serde(with = "wire::bytes")] pub Bytes);
+
+/// What a put writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PutBody {
+    /// A value, possibly empty.
+    Value(#[serde(with = "wire::bytes")] Bytes),
+    /// A deletion.
+    Tombstone,
+}
+
+/// A get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Get {
+    /// The ring the client knows.
+    pub ring: RingId,
+    /// 1..=32,768 bytes.
+    #[serde(with = "wire::bytes")]
+    pub key: Bytes,
+    /// Copies.
+    pub n: u16,
+    /// Owners that must agree before the answer.
+    pub r: u16,
+    /// How long the coordinator may take, in milliseconds.
+    pub timeout_ms: u32,
+    /// Whether to send all siblings, not only the winner.
+    pub siblings: bool,
+}
+
+/// What a coordinator answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientAnswer {
+    /// The put is held by `w` owners.
+    Put(PutDone),
+    /// `r` owners agree.
+    Get(GetDone),
+    /// Neither.
+    Failed(Failure),
+}
+
+/// A put that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutDone {
+    /// The owners that had acknowledged it when the answer was sent.
+    #[serde(with = "wire::list")]
+    pub acked: Vec<ServerIndex>,
+    /// What the client has seen of the key now that it knows its own put.
+    pub context: Token,
+}
+
+/// A get that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetDone {
+    /// The values nobody has replaced, latest first; only the first of them unless all were asked for. Empty when the
+    /// key was never written.
+    #[serde(with = "wire::list")]
+    pub values: Vec<PutBody>,
+    /// How many there are, whether sent or not.
+    pub siblings: u32,
+    /// What the client has seen of the key; `None` when there is nothing to have seen.
+    pub context: Option<Token>,
+    /// The owners that had answered.
+    #[serde(with = "wire::list")]
+    pub answered: Vec<ServerIndex>,
+}
+
+/// A request that did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// Nothing was done.
+    Refused(Refusal),
+    /// Too few owners answered. A put's outcome is then unknown: it may take effect now, later or never.
+    Quorum(QuorumMissed),
+}
+
+/// Who answered and who did not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuorumMissed {
+    /// How many owners had to answer.
+    pub needed: u16,
+    /// Each owner's part.
+    #[serde(with = "wire::list")]
+    pub owners: Vec<(ServerIndex, OwnerAnswer)>,
+    /// How long the coordinator waited, in milliseconds.
+    pub waited_ms: u32,
+}
+
+/// One owner's part in a request that missed its quorum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnerAnswer {
+    /// It did what was asked.
+    Ok,
+    /// It did not answer in time.
+    TimedOut,
+    /// It refused.
+    Refused(Refusal),
+}

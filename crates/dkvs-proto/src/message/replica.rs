@@ -1,0 +1,53 @@
+//! A coordinator and an owner. Both requests are idempotent: a merge done twice is a merge done once.
+
+use bytes::Bytes;
+use dkvs_core::record::{Record, RecordHash};
+use dkvs_core::ring::RingId;
+use dkvs_core::version::Dot;
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use crate::wire;
+
+/// What a coordinator asks of an owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaRequest {
+    /// Merge this record into yours and make it durable.
+    Merge {
+        /// The ring the coordinator is on.
+        ring: RingId,
+        /// The key.
+        #[serde(with = "wire::bytes")]
+        key: Bytes,
+        /// The coordinator's whole record.
+        #[serde(with = "wire::record")]
+        record: Record,
+    },
+    /// Send your record, unless it is the one I have.
+    Fetch {
+        /// The ring the coordinator is on.
+        ring: RingId,
+        /// The key.
+        #[serde(with = "wire::bytes")]
+        key: Bytes,
+        /// Fingerprint of the coordinator's own record; of the empty record when it has none.
+        known: RecordHash,
+    },
+}
+
+/// What an owner answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaAnswer {
+    /// Merged and durable. Names the values held before that the sent record had not heard of.
+    Merged {
+        /// Their dots.
+        #[serde(with = "wire::list")]
+        missed: Vec<Dot>,
+    },
+    /// The record is the one you have.
+    Same,
+    /// The record; empty when the key is unknown here.
+    Record(#[serde(with = "wire::record")] Record),
+    /// Nothing was done.
+    Refused(Refusal),
+}
