@@ -33,9 +33,9 @@ fn lookup(c: &mut Criterion) {
 criterion_group! {
     name = ring;
     config = Criterion::default()
-        .sample_size(30)
+        .sample_size(20)
         .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(3));
+        .measurement_time(Duration::from_secs(4));
     targets = build, lookup
 }
 criterion_main!(ring);

@@ -24,6 +24,11 @@ fn ports(ring: &Ring, list: &[ServerIndex]) -> Vec<u16> {
     names(ring, list).into_iter().map(ServerName::port).collect()
 }
 
+/// So many cases. A failing one is printed and not kept: proptest finds no place for its file beside these tests.
+fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 /// The walk as it is told, one node after the other.
 fn plain_walk(ring: &Ring, partition: Partition) -> Vec<ServerIndex> {
     let (before, from): (Vec<Node>, Vec<Node>) =
@@ -207,7 +212,7 @@ fn telling_partitions(ring: &Ring) -> impl Iterator<Item = Partition> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn the_table_is_the_plain_walk_where_walks_begin(ring in any_ring()) {
@@ -246,7 +251,7 @@ proptest! {
 
 proptest! {
     // Each case asks the plain walk about all 65,536 partitions.
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
 
     #[test]
     fn the_table_is_the_plain_walk_for_every_partition(ring in any_ring()) {
@@ -271,7 +276,7 @@ mod growth {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(16))]
+        #![proptest_config(cases(16))]
 
         /// Lists before are the lists after without the newcomer. So a key's owners after are owners before or the
         /// newcomer, for every n, and nothing moves between servers that stayed.
@@ -307,6 +312,16 @@ mod growth {
             let tolerance = 6.0 / f64::from(NODES).sqrt();
             prop_assert!((relative - 1.0).abs() < tolerance, "{relative:.3} of the fair share moved");
         }
+    }
+}
+
+/// Then every partition holds tokens, mostly several, and has a row of the table to itself.
+#[test]
+fn a_ring_may_have_more_nodes_than_partitions() {
+    let ring = ring("10.0.0.1 7000 65536\n10.0.0.2 7000 65536\n10.0.0.3 7000 65536\n10.0.0.4 7000 65536\n");
+    assert_eq!(ring.nodes().len(), 4 * 65_536);
+    for partition in [0, 1, 2, 30_000, 65_534, 65_535].map(Partition::new) {
+        assert_eq!(ring.preference_list(partition), plain_walk(&ring, partition), "{partition:?}");
     }
 }
 

@@ -1,1 +1,57 @@
-//! dkvs-net
+//! The transport of DKVS: requests and their answers over UDP, and over a TCP stream when they do not fit.
+//!
+//! UDP loses, repeats and reorders, and anybody can lie about where a datagram comes from. This crate turns that
+//! into one call: [`Endpoint::call`] returns the answer, or says what is known when there is none.
+//!
+//! ```text
+//!   call ──> in flight ──> outbox ──(many messages a datagram, many datagrams a system call)──> Socket
+//!             ^   │ retransmit with backoff until the deadline                                    │
+//!             │   v                                                                               v
+//!   answer <──┴─ matched by id and sender <──────────────────────────────────────────────────── receive
+//!                                     request ──> proof of address ──> at most once ──> Service ──> answer
+//! ```
+//!
+//! Invariants:
+//! - an answer counts only if it comes from the address the request went to, with its id;
+//! - a request that is not idempotent is executed at most once for each session and id, however often its datagrams
+//!   are repeated ([`sessions`](crate));
+//! - nobody who has not proved to receive at its address is sent more bytes than it sent ([`proof`](crate));
+//! - every table and queue is bounded; what exceeds a bound is answered *overloaded*, or is a lost datagram.
+//!
+//! Reading order: [`socket`] (the world), `proof` and `sessions` (whom to serve, and how often), `outbox`, `peers` (calls in
+//! flight), [`endpoint`]; then `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
+//!
+//! What it leaves out: congestion control. A server answers what it is asked, and callers are bounded; a path
+//! narrower than that shows as loss and is met by exponential backoff only.
+
+pub mod config;
+
+pub mod socket;
+
+mod proof;
+
+mod sessions;
+
+mod outbox;
+
+mod peers;
+
+pub mod endpoint;
+
+mod streams;
+
+pub mod port;
+
+pub mod faults;
+
+pub use config::EndpointConfig;
+pub use endpoint::{CallError, Counters, Endpoint, NoService, Patience, Service};
+pub use port::Port;
+pub use socket::Socket;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks a mutex whose data is valid at every point where a holder could panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

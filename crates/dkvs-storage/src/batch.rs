@@ -1,7 +1,7 @@
 //! A set of writes that happen together.
 //!
-//! A batch is a map, not a list: a later write to a key replaces an earlier one on the way in. That is what
-//! a caller expects, and it is needed: the engine gives all entries of a commit one sequence number, so of two
+//! A batch is a map, not a list: a later write to a key replaces an earlier one on the way in. That is what a
+//! caller expects, and it is needed: the engine gives all entries of a commit one sequence number, so of two
 //! writes to one key it could not tell which came last. For the same reason a group commit merges the batches
 //! of several callers through [`Batch::append`].
 

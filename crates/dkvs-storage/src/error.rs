@@ -22,8 +22,8 @@ pub enum StoreError {
         reason: Arc<str>,
     },
 
-    /// The store failed while this batch was being committed. It is not visible now, but after a restart it may
-    /// be there, whole. The store is poisoned.
+    /// The store failed while this batch was being committed. It is not visible now, but after a restart it
+    /// may be there, whole. The store is poisoned.
     #[error("the outcome of this commit is unknown, the store failed during it: {reason}")]
     Unknown {
         /// The failure.
@@ -41,8 +41,8 @@ pub enum StoreError {
         path: PathBuf,
     },
 
-    /// What is on disk cannot be what the store wrote. Nothing changed. If it was met while opening, start with
-    /// an empty directory and let the other replicas fill it; keep the damaged one for inspection.
+    /// What is on disk cannot be what the store wrote. Nothing changed. If it was met while opening, start
+    /// with an empty directory and let the other replicas fill it; keep the damaged one for inspection.
     #[error("{} is damaged, {what}: {detail}", path.display())]
     Corrupt {
         /// What was being done.

@@ -1,8 +1,8 @@
 //! The store on disk, over the LSM engine fjall.
 //!
-//! fjall was chosen for its small durable batches: pure Rust, one journal for all keyspaces (so a batch over two of
-//! them is atomic), and the fastest group commits of the embedded engines measured. Writes go through one
-//! [`Committer`] thread; reads go straight to the engine.
+//! fjall was chosen for its small durable batches: pure Rust, one journal for all keyspaces (so a batch over
+//! two of them is atomic), and the fastest group commits of the embedded engines measured. Writes go through
+//! one [`Committer`] thread; reads go straight to the engine.
 //!
 //! ```text
 //!   commit ─> Committer ─> journal (write, fsync if asked) ─> memtables ─> new View ─> answers
@@ -16,18 +16,19 @@
 //!   applied. Readers here see a [`View`]: a snapshot that is replaced once a commit has returned.
 //! - All entries of a batch share a sequence number; a key must not occur twice. [`Batch`] sees to that.
 //! - An empty key, or one above 65,535 bytes, panics. [`Batch`] refuses them.
-//! - A commit that finds the engine's background work too far behind sleeps until it has caught up, forever if a
-//!   background thread has failed. [`FjallEngine::wait_for_room`] waits outside, where a failure is seen.
-//! - A crash while a database is being created leaves a directory that never opens again. It is created
-//!   under another name and renamed.
+//! - A commit that finds the engine's background work too far behind sleeps until it has caught up, forever
+//!   if a background thread has failed. [`FjallEngine::wait_for_room`] waits outside, where a failure is
+//!   seen.
+//! - A crash while a database is being created leaves a directory that never opens again. It is created under
+//!   another name and renamed.
 //! - A keyspace whose description is lost is dropped at open and would come back empty. Missing keyspaces of
 //!   an existing store are reported as damage.
-//! - A journal is cut at its first torn entry, as it should be. But if a power cut kept a later part of
-//!   an unsynced tail and lost an earlier one *inside a value*, the checksum fails and the open is refused as
+//! - A journal is cut at its first torn entry, as it should be. But if a power cut kept a later part of an
+//!   unsynced tail and lost an earlier one *inside a value*, the checksum fails and the open is refused as
 //!   [`StoreError::Corrupt`]. Commits with `Fsync` leave no unsynced tail of more than one group.
 //!
-//! Keys and values are copied on the way in and out. On the way in on purpose: the engine keeps entries until a
-//! memtable is flushed, and a small value must not keep alive the large datagram it came in.
+//! Keys and values are copied on the way in and out. On the way in on purpose: the engine keeps entries until
+//! a memtable is flushed, and a small value must not keep alive the large datagram it came in.
 
 use crate::{
     Batch, Durability, Keyspace, ScanLimit, Store, StoreError,
@@ -43,24 +44,25 @@ use std::{
     time::Duration,
 };
 
-/// Threads for flushes and compactions. With two, fjall keeps one free for flushes; with one, a long compaction
-/// would hold back the flush that writers wait for. More would take cores from requests.
+/// Threads for flushes and compactions. With two, fjall keeps one free for flushes; with one, a long
+/// compaction would hold back the flush that writers wait for. More would take cores from requests.
 const WORKER_THREADS: usize = 2;
 
-/// When a keyspace's write buffer is flushed to a table. It bounds memory (up to [`SEALED_MEMTABLES_MAX`] + 2 per
-/// busy keyspace exist for a moment) and the time to reopen; larger means fewer compactions. fjall stores it
-/// with the keyspace: a change takes effect for new directories only.
+/// When a keyspace's write buffer is flushed to a table. It bounds memory (up to [`SEALED_MEMTABLES_MAX`] + 2
+/// per busy keyspace exist for a moment) and the time to reopen; larger means fewer compactions. fjall stores
+/// it with the keyspace: a change takes effect for new directories only.
 const MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Table files kept open; fjall's 900 is most of the 1,024 descriptors a process commonly has.
 const OPEN_FILES_MAX: usize = 256;
 
-/// Writers wait while this many full write buffers of a keyspace are not flushed yet. fjall's own limit is 4 and
-/// one commit can add two (one rotation requested before it, one by it), so below this it never waits inside.
+/// Writers wait while this many full write buffers of a keyspace are not flushed yet. fjall's own limit is 4
+/// and one commit can add two (one rotation requested before it, one by it), so below this it never waits
+/// inside.
 const SEALED_MEMTABLES_MAX: usize = 1;
 
-/// Writers wait while a keyspace has this many tables that reads must all look into. fjall slows down at 20 and
-/// stops at 30; compaction starts at 4.
+/// Writers wait while a keyspace has this many tables that reads must all look into. fjall slows down at 20
+/// and stops at 30; compaction starts at 4.
 const L0_TABLES_MAX: usize = 18;
 
 /// How often a waiting writer looks again: short against a flush (some 100 ms), long against the look.
@@ -75,8 +77,8 @@ pub struct FjallConfig {
     /// `Interval` commits are on disk at most this much later. Default 100 ms: ten flushes a second do not
     /// wear a disk, and no human notices.
     pub flush_interval: Duration,
-    /// When the journals together exceed this, idle keyspaces are flushed so that old journals can go. It bounds
-    /// the time to open after a crash (about a second per 100 MB). Values below 64 MiB, the size of
+    /// When the journals together exceed this, idle keyspaces are flushed so that old journals can go. It
+    /// bounds the time to open after a crash (about a second per 100 MB). Values below 64 MiB, the size of
     /// one journal, count as that. Default 128 MiB.
     pub journal_bytes_max: u64,
 }
@@ -166,7 +168,7 @@ impl Store for FjallStore {
         let range = (start, Bound::<&[u8]>::Unbounded);
         let mut entries = Vec::new();
         let mut bytes = 0;
-        for guard in view.snapshot.range(&view.keyspaces[keyspace.index()], range) {
+        for guard in view.snapshot.range::<&[u8], _>(&view.keyspaces[keyspace.index()], range) {
             let (key, value) = guard.into_inner().map_err(|e| error("scan", &self.dir, e))?;
             let entry_len = key.len() + value.len();
             if !limit.admits(entries.len(), bytes, entry_len) {

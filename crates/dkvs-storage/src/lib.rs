@@ -19,10 +19,11 @@
 //! - After a failed write the store refuses all further ones ([`StoreError::Poisoned`]) until it is opened
 //!   again: what the failed one left behind is not known, and a later success would hide that. Reads go on.
 //!
-//! What it leaves out: versions, partitions, checksums of values and expiry. Keys and values are bytes; a record
-//! that must detect damage carries its own checksum. There are no read transactions over several calls: each
-//! call sees whole batches, two calls may see different ones. There is no reserve for a full disk: running out
-//! of space during a commit poisons the store like any failed write, so watch the free space beside it.
+//! What it leaves out: versions, partitions, checksums of values and expiry. Keys and values are bytes; a
+//! record that must detect damage carries its own checksum. There are no read transactions over several
+//! calls: each call sees whole batches, two calls may see different ones. There is no reserve for a full
+//! disk: running out of space during a commit poisons the store like any failed write, so watch the free
+//! space beside it.
 
 mod error;
 
@@ -37,7 +38,7 @@ mod fjall_store;
 mod data_dir;
 
 pub use batch::{Batch, KEY_LEN_MAX, VALUE_LEN_MAX};
-//pub use data_dir::{DataDir, DataDirError, FORMAT_VERSION, Start};
+pub use data_dir::{DataDir, DataDirError, FORMAT_VERSION, Start};
 pub use error::StoreError;
 pub use fjall_store::{FjallConfig, FjallStore};
 pub use memory::MemoryStore;
@@ -81,8 +82,8 @@ impl Keyspace {
 pub enum Durability {
     /// In the operating system's hands. A killed process loses nothing, a power cut may lose any amount.
     Memory,
-    /// As `Memory`, and the store itself flushes to disk within its flush interval: a power cut loses at
-    /// most that much.
+    /// As `Memory`, and the store itself flushes to disk within its flush interval: a power cut loses at most
+    /// that much.
     Interval,
     /// On disk. Nothing the store can lose.
     Fsync,
@@ -111,7 +112,8 @@ impl ScanLimit {
 pub trait Store: Send + Sync + 'static {
     /// The committed value, or `None`.
     ///
-    /// Blocking but short (memory, or a read of a page the system most likely caches): async code may call it.
+    /// Blocking but short (memory, or a read of a page the system most likely caches): async code may call
+    /// it.
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
     /// Entries in key order, from the first key strictly greater than `after` (`None`: the very first).

@@ -1,9 +1,9 @@
 //! A store without a disk, for simulations and tests.
 //!
-//! Trees behind a mutex. A commit is done when it is first polled, so a simulation that owns the clock and the
-//! order of tasks also owns the order of commits. It passes the same suite as the store on disk. What it leaves
-//! out is durability: every level is a promise until the process ends, and a simulated crash that should lose
-//! unsynced writes has to be built around it.
+//! Trees behind a mutex. A commit is done when it is first polled, so a simulation that owns the clock and
+//! the order of tasks also owns the order of commits. It passes the same suite as the store on disk. What it
+//! leaves out is durability: every level is a promise until the process ends, and a simulated crash that
+//! should lose unsynced writes has to be built around it.
 
 use crate::{Batch, Durability, Keyspace, ScanLimit, Store, StoreError};
 use bytes::Bytes;

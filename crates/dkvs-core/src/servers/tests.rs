@@ -44,6 +44,9 @@ fn a_bad_ip_is_refused_with_the_reason() {
     let many = "is not the address of one server";
     let long = "a".repeat(64);
     let shown = format!("{}…", "a".repeat(60));
+    let deep = "ab.".repeat(84) + "ab";
+    let deep_shown = format!("{}…", "ab.".repeat(20));
+    assert_eq!(parsed(&format!("{} 1 1", &deep[1..])).len(), 1, "253 bytes are a name, 254 are none");
     let cases = [
         ("300.1.2.3", "300.1.2.3", ipv4),
         ("1.2.3", "1.2.3", ipv4),
@@ -66,6 +69,7 @@ fn a_bad_ip_is_refused_with_the_reason() {
         ("a,b", "a,b", neither),
         ("bücher", "bücher", neither),
         (&long, &shown, neither),
+        (&deep, &deep_shown, neither),
     ];
     for (ip, shown, fault) in cases {
         let expected = format!("servers.txt line 2: IP is \"{shown}\", which {fault}; {IP_ALLOWED}");

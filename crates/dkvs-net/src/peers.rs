@@ -1,0 +1,118 @@
+//! The calls in flight, by the address they went to.
+//!
+//! A peer is added when it is first called and never removed: callers name their peers, strangers cannot.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dkvs_proto::frame::{Frame, Kind};
+use tokio::sync::oneshot;
+
+/// What ends a call.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Answer(Kind, Bytes),
+    UseStream,
+    Overloaded,
+}
+
+/// One request that waits for its answer.
+#[derive(Debug)]
+struct Call {
+    /// The request's frame; `None` when it went by stream.
+    frame: Option<Arc<[u8]>>,
+    /// Whether the peer has shown that it got the request.
+    sign_of_life: bool,
+    ended: Option<oneshot::Sender<Heard>>,
+}
+
+/// What is known of one destination.
+#[derive(Debug, Default)]
+struct Peer {
+    proof: u64,
+    calls: BTreeMap<u64, Call>,
+}
+
+/// All destinations.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    peers: BTreeMap<SocketAddr, Peer>,
+    next_id: u64,
+    in_flight: usize,
+}
+
+impl Peers {
+    /// Ids count up from `first_id`.
+    pub(crate) fn new(first_id: u64) -> Self {
+        Self { next_id: first_id, ..Self::default() }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Registers a call and returns its id. `frame` makes the request's bytes once the id is known.
+    pub(crate) fn begin(
+        &mut self,
+        to: SocketAddr,
+        frame: impl FnOnce(u64) -> Option<Arc<[u8]>>,
+        ended: oneshot::Sender<Heard>,
+    ) -> (u64, Option<Arc<[u8]>>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.in_flight += 1;
+        let frame = frame(id);
+        let call = Call { frame: frame.clone(), sign_of_life: false, ended: Some(ended) };
+        self.peers.entry(to).or_default().calls.insert(id, call);
+        (id, frame)
+    }
+
+    /// Forgets a call, answered or not.
+    pub(crate) fn end(&mut self, to: SocketAddr, id: u64) {
+        if self.peers.get_mut(&to).is_some_and(|peer| peer.calls.remove(&id).is_some()) {
+            self.in_flight -= 1;
+        }
+    }
+
+    pub(crate) fn sign_of_life(&self, to: SocketAddr, id: u64) -> bool {
+        self.peers.get(&to).and_then(|peer| peer.calls.get(&id)).is_some_and(|call| call.sign_of_life)
+    }
+
+    /// What an envelope to `to` says: our proof there, and the oldest id that waits for an answer.
+    pub(crate) fn proof_and_oldest(&self, to: SocketAddr) -> (u64, u64) {
+        let Some(peer) = self.peers.get(&to) else { return (0, 0) };
+        (peer.proof, peer.calls.keys().next().copied().unwrap_or(self.next_id))
+    }
+
+    /// Takes a frame that is not a request. Returns the requests to send again, and whether it was expected at all.
+    pub(crate) fn heard(&mut self, from: SocketAddr, proof: u64, frame: &Frame<'_>) -> (Vec<Arc<[u8]>>, bool) {
+        let Some(peer) = self.peers.get_mut(&from) else { return (Vec::new(), false) };
+        let Some(call) = peer.calls.get_mut(&frame.id) else { return (Vec::new(), false) };
+        call.sign_of_life = true;
+        match frame.kind {
+            Kind::Challenge if peer.proof != proof => {
+                peer.proof = proof;
+                return (peer.calls.values().filter_map(|call| call.frame.clone()).collect(), true);
+            }
+            Kind::Challenge | Kind::Working => {}
+            Kind::UseStream => call.end(Heard::UseStream),
+            Kind::Overloaded => call.end(Heard::Overloaded),
+            Kind::ClientAnswer | Kind::ReplicaAnswer | Kind::AdminAnswer => {
+                call.end(Heard::Answer(frame.kind, Bytes::copy_from_slice(frame.body)));
+            }
+            Kind::ClientRequest | Kind::ReplicaRequest | Kind::AdminRequest => return (Vec::new(), false),
+        }
+        (Vec::new(), true)
+    }
+}
+
+impl Call {
+    fn end(&mut self, heard: Heard) {
+        if let Some(ended) = self.ended.take() {
+            // The caller may have given up just now.
+            let _ = ended.send(heard);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! At most once: what has been executed for whom, and what was answered.
+//!
+//! A caller names each request by its session and an id, and repeats both in every retransmission. A request that is
+//! being served is not started again; the answer to one that must not be executed twice is kept until the caller
+//! says that it no longer waits for it (the envelope's `oldest`), or until no datagram of that time can be accepted
+//! any more (the lifetime of a proof of address). Lee et al. 2015, *Implementing Linearizability at Large Scale and
+//! Low Latency*, without its durable part: a restart forgets, and refuses what was sent before it instead.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use bytes::Bytes;
+use dkvs_proto::frame::Kind;
+use tokio::time::Instant;
+
+use crate::proof::PROOF_LIFETIME;
+
+/// Answers remembered for one session. A caller with more calls in flight to one server is told to slow down.
+const ANSWERS_PER_SESSION_MAX: usize = 32_768;
+
+/// What to do with a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Execute it, then call [`Sessions::finished`] or [`Sessions::forget`].
+    Execute,
+    /// It is being executed.
+    Working,
+    /// It was executed; this was the answer.
+    Answered(Kind, Bytes),
+    /// The caller has had the answer: a late duplicate.
+    Over,
+    /// No room to remember it.
+    Full,
+}
+
+#[derive(Debug)]
+struct Session {
+    oldest: u64,
+    /// `None` while the request is being executed.
+    requests: BTreeMap<u64, Option<(Kind, Bytes)>>,
+    /// Whether it ever executed something that must not be executed twice.
+    finished_any: bool,
+    last_seen: Instant,
+}
+
+/// All callers of one server.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    sessions: BTreeMap<u64, Session>,
+    sessions_max: usize,
+    swept: Instant,
+}
+
+impl Sessions {
+    pub(crate) fn new(sessions_max: usize) -> Self {
+        Self { sessions: BTreeMap::new(), sessions_max, swept: Instant::now() }
+    }
+
+    /// A datagram of `session` came: it waits for no answer below `oldest`.
+    pub(crate) fn seen(&mut self, session: u64, oldest: u64) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.last_seen = Instant::now();
+            if oldest > session.oldest {
+                session.oldest = oldest;
+                session.requests.retain(|&id, answer| id >= oldest || answer.is_none());
+            }
+        }
+    }
+
+    pub(crate) fn admit(&mut self, session: u64, id: u64) -> Admission {
+        self.sweep();
+        let room = self.sessions.len() < self.sessions_max;
+        if !room && !self.sessions.contains_key(&session) {
+            return Admission::Full;
+        }
+        let new = || Session { oldest: 0, requests: BTreeMap::new(), finished_any: false, last_seen: Instant::now() };
+        let session = self.sessions.entry(session).or_insert_with(new);
+        match session.requests.get(&id) {
+            Some(None) => Admission::Working,
+            Some(Some((kind, body))) => Admission::Answered(*kind, body.clone()),
+            None if id < session.oldest => Admission::Over,
+            None if session.requests.len() >= ANSWERS_PER_SESSION_MAX => Admission::Full,
+            None => {
+                session.requests.insert(id, None);
+                Admission::Execute
+            }
+        }
+    }
+
+    /// The request was executed; a repetition gets the same answer.
+    pub(crate) fn finished(&mut self, session: u64, id: u64, kind: Kind, body: Bytes) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.finished_any = true;
+            if id < session.oldest {
+                session.requests.remove(&id);
+            } else {
+                session.requests.insert(id, Some((kind, body)));
+            }
+        }
+    }
+
+    /// The request was not executed, or may be executed again.
+    pub(crate) fn forget(&mut self, session: u64, id: u64) {
+        if let Entry::Occupied(mut session) = self.sessions.entry(session) {
+            session.get_mut().requests.remove(&id);
+            if session.get().requests.is_empty() && !session.get().finished_any {
+                session.remove();
+            }
+        }
+    }
+
+    /// Drops sessions from which nothing acceptable can come any more, now and then.
+    fn sweep(&mut self) {
+        if self.swept.elapsed() < PROOF_LIFETIME / 8 {
+            return;
+        }
+        self.swept = Instant::now();
+        self.sessions.retain(|_, session| {
+            session.last_seen.elapsed() < PROOF_LIFETIME || session.requests.values().any(Option::is_none)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer() -> (Kind, Bytes) {
+        (Kind::ClientAnswer, Bytes::from_static(b"done"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_executed_once_and_its_answer_repeated() {
+        let mut sessions = Sessions::new(4);
+        assert_eq!(sessions.admit(1, 7), Admission::Execute);
+        assert_eq!(sessions.admit(1, 7), Admission::Working);
+        sessions.finished(1, 7, answer().0, answer().1);
+        assert_eq!(sessions.admit(1, 7), Admission::Answered(answer().0, answer().1));
+        assert_eq!(sessions.admit(2, 7), Admission::Execute, "another session's request 7 is another request");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_the_caller_has_had_is_dropped_and_its_request_not_executed_again() {
+        let mut sessions = Sessions::new(4);
+        sessions.admit(1, 7);
+        sessions.finished(1, 7, answer().0, answer().1);
+        sessions.seen(1, 8);
+        assert_eq!(sessions.admit(1, 7), Admission::Over);
+        assert_eq!(sessions.admit(1, 8), Admission::Execute);
+        sessions.seen(1, 3);
+        assert_eq!(sessions.admit(1, 7), Admission::Over, "an older datagram does not move it back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_executed_survives_the_callers_loss_of_interest() {
+        let mut sessions = Sessions::new(4);
+        sessions.admit(1, 7);
+        sessions.seen(1, 9);
+        assert_eq!(sessions.admit(1, 7), Admission::Working);
+        sessions.finished(1, 7, answer().0, answer().1);
+        assert_eq!(sessions.admit(1, 7), Admission::Over);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_kept_for_as_long_as_a_proof_lives_and_the_table_is_bounded() {
+        let mut sessions = Sessions::new(2);
+        for session in [1, 2] {
+            sessions.admit(session, 0);
+            sessions.finished(session, 0, answer().0, answer().1);
+        }
+        assert_eq!(sessions.admit(3, 0), Admission::Full);
+        tokio::time::advance(PROOF_LIFETIME / 2).await;
+        sessions.seen(1, 0);
+        tokio::time::advance(PROOF_LIFETIME / 2).await;
+        assert_eq!(sessions.admit(3, 0), Admission::Execute, "session 2 is gone");
+        assert_eq!(sessions.admit(1, 0), Admission::Answered(answer().0, answer().1), "session 1 is not");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_left_nothing_to_remember_take_no_room() {
+        let mut sessions = Sessions::new(2);
+        for session in 0..100 {
+            assert_eq!(sessions.admit(session, 0), Admission::Execute);
+            sessions.forget(session, 0);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The stream lane: the same requests and answers over TCP, for those that do not fit a datagram.
+//!
+//! ```text
+//!   caller: preface | frame crc | frame crc ...
+//!   server:          | frame crc | frame crc ...        one answer for each request, in order
+//! ```
+//! Each frame is followed by its CRC-32. A connection carries one request at a time and is then kept for the next;
+//! requests that run side by side use several. TCP's handshake has proved the caller's address.
+//!
+//! A request keeps its session and id on whatever connection it comes, so a retry over a new connection is known as
+//! a retry.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_proto::envelope::{STREAM_PREFACE_LEN, parse_stream_preface, stream_preface};
+use dkvs_proto::frame::{FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
+use dkvs_proto::message::Answer;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
+
+use crate::endpoint::{Admitted, CallError, Counters, Service, Shared, read_answer};
+use crate::lock;
+use crate::socket::Socket;
+
+/// Connections kept for one peer while nobody uses them.
+const IDLE_PER_PEER_MAX: usize = 8;
+
+/// How much room is made at a time for a body that was announced but has not come.
+const READ_STEP_LEN: usize = 64 * 1024;
+
+/// Pause before asking again about a request that is being executed.
+const WORKING_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that wait for their next request.
+pub(crate) struct IdleStreams<T>(Mutex<BTreeMap<SocketAddr, Vec<T>>>);
+
+impl<T> Default for IdleStreams<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> IdleStreams<T> {
+    fn take(&self, to: SocketAddr) -> Option<T> {
+        lock(&self.0).get_mut(&to).and_then(Vec::pop)
+    }
+
+    fn keep(&self, to: SocketAddr, stream: T) {
+        let mut idle = lock(&self.0);
+        let idle = idle.entry(to).or_default();
+        if idle.len() < IDLE_PER_PEER_MAX {
+            idle.push(stream);
+        }
+    }
+}
+
+async fn write_frame<W: AsyncWrite + Unpin>(to: &mut W, frame: &Frame<'_>) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(frame.len() + 4);
+    frame.write(&mut bytes);
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    to.write_all(&bytes).await?;
+    to.flush().await
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Reads one frame, making room only as its bytes arrive.
+async fn read_frame<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, Bytes)> {
+    let mut head = [0; FRAME_HEADER_LEN];
+    from.read_exact(&mut head).await?;
+    let header = FrameHeader::parse(&head).ok_or_else(|| malformed("unknown kind or length"))?;
+    let mut body = Vec::with_capacity(header.body_len.min(READ_STEP_LEN));
+    from.take(header.body_len as u64).read_to_end(&mut body).await?;
+    let crc = from.read_u32().await?;
+    let mut expected = crc32fast::Hasher::new();
+    expected.update(&head);
+    expected.update(&body);
+    if crc != expected.finalize() {
+        return Err(malformed("checksum mismatch"));
+    }
+    Ok((header, body.into()))
+}
+
+impl<S: Socket> Shared<S> {
+    /// Asks by stream. A kept connection that turns out to be closed is replaced; the request's id makes that safe.
+    pub(crate) async fn call_by_stream(&self, to: SocketAddr, frame: Frame<'_>) -> Result<Answer, CallError> {
+        while let Some(mut idle) = self.idle_streams.take(to) {
+            if let Ok(answer) = self.exchange(&mut idle, &frame).await {
+                self.idle_streams.keep(to, idle);
+                return answer;
+            }
+        }
+        let mut stream = self.socket.connect(to).await.map_err(|e| CallError::Connect(Arc::new(e)))?;
+        let broken = |error| CallError::Broken(Arc::new(error));
+        stream.write_all(&stream_preface(self.session)).await.map_err(broken)?;
+        let answer = self.exchange(&mut stream, &frame).await.map_err(broken)?;
+        self.idle_streams.keep(to, stream);
+        answer
+    }
+
+    /// One request and its answer. The outer error is the connection's.
+    async fn exchange(
+        &self,
+        stream: &mut S::Stream,
+        frame: &Frame<'_>,
+    ) -> io::Result<Result<Answer, CallError>> {
+        loop {
+            write_frame(stream, frame).await?;
+            let (header, body) = read_frame(stream).await?;
+            if header.id != frame.id {
+                return Err(malformed("an answer to another request"));
+            }
+            match header.kind {
+                Kind::Working => sleep(WORKING_PAUSE).await,
+                Kind::Overloaded => return Ok(Err(CallError::Overloaded)),
+                kind => return Ok(read_answer(kind, &body)),
+            }
+        }
+    }
+
+    async fn serve_stream<V: Service>(
+        self: &Arc<Self>,
+        mut stream: S::Stream,
+        from: SocketAddr,
+        service: &V,
+    ) -> io::Result<()> {
+        let mut preface = [0; STREAM_PREFACE_LEN];
+        timeout(self.config.stream_idle_max, stream.read_exact(&mut preface)).await??;
+        let session = parse_stream_preface(&preface).map_err(|e| malformed(&e.to_string()))?;
+        loop {
+            let (header, body) = timeout(self.config.stream_idle_max, read_frame(&mut stream)).await??;
+            let frame = Frame { kind: header.kind, id: header.id, body: &body };
+            let (kind, body) = match self.admit(session, &frame) {
+                Admitted::Execute(request, permit) => {
+                    let answer = self.execute(service, from, session, header.id, request).await;
+                    drop(permit);
+                    answer
+                }
+                Admitted::Answer(kind, body) => (kind, body),
+                Admitted::Ignore => return Err(malformed("not a request")),
+            };
+            let answer = Frame { kind, id: header.id, body: &body };
+            timeout(self.config.stream_idle_max, write_frame(&mut stream, &answer)).await??;
+        }
+    }
+}
+
+/// Serves connections until the endpoint closes.
+pub(crate) async fn accept_loop<S: Socket, V: Service>(shared: Arc<Shared<S>>, service: Arc<V>) {
+    let mut closed = shared.closed.clone();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return,
+            accepted = shared.socket.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a stream");
+                // Out of descriptors, usually: give others time to close theirs.
+                sleep(WORKING_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = shared.streams.clone().try_acquire_owned() else {
+            Counters::count(&shared.counters.overloaded);
+            continue;
+        };
+        let (shared, service, mut closed) = (shared.clone(), service.clone(), shared.closed.clone());
+        tokio::spawn(async move {
+            let served = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => Ok(()),
+                served = shared.serve_stream(stream, from, &*service) => served,
+            };
+            if let Err(error) = served {
+                tracing::debug!(%from, %error, "stream ended");
+            }
+            drop(permit);
+        });
+    }
+}
