@@ -1,1 +1,41 @@
-//! dkvs-cluster
+//! What a DKVS server does: it stores records for the keys it owns, and coordinates requests for the keys of others.
+//!
+//! ```text
+//!   Endpoint ──> Service ─┬─ client ──> Coordinator ──┬──> Replica (this server's own copy)
+//!                         │                           └──> Endpoint ──> other owners' replicas
+//!                         ├─ replica ─────────────────────> Replica ──> one writer ──> Store
+//!                         └─ admin ───────────────────────> status, ring, pages of keys
+//! ```
+//!
+//! - [`Replica`] holds records. One writer applies all changes, in batches, and answers when they are durable.
+//! - [`Coordinator`](crate) drives one request over the owners of a key, through the folds of `dkvs_core::quorum`.
+//! - [`Server`] wires them to a port and starts and stops them.
+//!
+//! Invariant: nothing leaves a server (an acknowledgement, a dot, a record) before the commit that holds it is as
+//! durable as the server promises.
+//!
+//! It knows neither sockets nor file formats: both come in as type parameters, and so the same code runs in a
+//! simulation.
+
+pub mod config;
+
+mod clock;
+
+mod stored;
+
+mod identity;
+
+mod replica;
+
+mod writer;
+
+mod coordinator;
+
+mod admin;
+
+pub mod server;
+
+pub use clock::WallClock;
+pub use config::ServerConfig;
+pub use replica::{Replica, ReplicaError};
+pub use server::Server;

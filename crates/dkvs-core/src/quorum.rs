@@ -216,7 +216,10 @@ enum Reply<E> {
     /// Has less than the target; asked to take it, or about to be.
     Stale,
     Holds,
+    /// Did not reply.
     Failed(E),
+    /// Replied with less than the target, and did not acknowledge it.
+    RepairFailed(E),
 }
 
 /// Finds the record that `r` owners hold, or makes them hold it. `E` is a failure's reason, kept for the report.
@@ -249,18 +252,17 @@ impl<E> ReadQuorum<E> {
 
     /// `server` did not reply, or did not acknowledge a repair.
     pub fn failed(&mut self, server: ServerIndex, reason: E) -> Progress {
-        if let Some(reply) = self.replies.get_mut(&server)
-            && matches!(reply, Reply::Waiting | Reply::Stale)
-        {
-            *reply = Reply::Failed(reason);
+        match self.replies.get_mut(&server) {
+            Some(reply @ Reply::Waiting) => *reply = Reply::Failed(reason),
+            Some(reply @ Reply::Stale) => *reply = Reply::RepairFailed(reason),
+            Some(Reply::Replied(_) | Reply::Holds | Reply::Failed(_) | Reply::RepairFailed(_)) | None => {}
         }
         self.progress()
     }
 
-    /// `server` acknowledged that it holds the target.
+    /// `server` acknowledged that it holds the target. It counts whatever was heard of the server before.
     pub fn repaired(&mut self, server: ServerIndex) -> Progress {
         if let Some(reply) = self.replies.get_mut(&server)
-            && matches!(reply, Reply::Stale | Reply::Failed(_))
             && self.target.is_some()
         {
             *reply = Reply::Holds;
@@ -271,9 +273,10 @@ impl<E> ReadQuorum<E> {
     /// What the replies so far have come to.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        let count = |wanted: fn(&Reply<E>) -> bool| self.replies.values().filter(|reply| wanted(reply)).count();
+        let count =
+            |wanted: fn(&Reply<E>) -> bool| self.replies.values().filter(|reply| wanted(reply)).count();
         let held = count(|reply| matches!(reply, Reply::Holds));
-        let failed = count(|reply| matches!(reply, Reply::Failed(_)));
+        let failed = count(|reply| matches!(reply, Reply::Failed(_) | Reply::RepairFailed(_)));
         progress(held, self.replies.len() - held - failed, self.needed)
     }
 
@@ -294,7 +297,7 @@ impl<E> ReadQuorum<E> {
             let answer = match reply {
                 Reply::Waiting => Answer::Waiting,
                 Reply::Replied(_) | Reply::Stale | Reply::Holds => Answer::Ok,
-                Reply::Failed(reason) => Answer::Failed(reason),
+                Reply::Failed(reason) | Reply::RepairFailed(reason) => Answer::Failed(reason),
             };
             (server, answer)
         })
@@ -325,7 +328,7 @@ impl<E> Reply<E> {
     fn record(&self) -> Option<&Record> {
         match self {
             Self::Replied(record) => Some(record),
-            Self::Waiting | Self::Stale | Self::Holds | Self::Failed(_) => None,
+            Self::Waiting | Self::Stale | Self::Holds | Self::Failed(_) | Self::RepairFailed(_) => None,
         }
     }
 }

@@ -253,6 +253,11 @@ impl<S: Socket> Endpoint<S> {
         // While this waits, requests that come find no permit and are answered as overloaded.
         let _all_served = timeout_at(deadline, self.shared.requests.acquire_many(all)).await;
         let _all_sent = timeout_at(deadline, self.shared.send_queued()).await;
+        self.abort();
+    }
+
+    /// Stops at once: nothing more is sent, received or served.
+    pub fn abort(&self) {
         self.close_when_dropped.0.send_replace(true);
     }
 }

@@ -1,0 +1,76 @@
+//! What a server says about itself.
+
+use std::sync::atomic::Ordering;
+
+use dkvs_core::record::{Body, Record};
+use dkvs_core::servers::ServerEntry;
+use dkvs_net::Socket;
+use dkvs_proto::message::Refusal;
+use dkvs_proto::message::admin::{
+    AdminAnswer, AdminRequest, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+};
+use dkvs_proto::message::client::Token;
+use dkvs_storage::{ScanLimit, Store, StoreError};
+
+use crate::replica::Entry;
+use crate::server::Running;
+
+/// Most entries of a page, and most bytes whatever was asked.
+const PAGE_ENTRIES_MAX: usize = 4_096;
+const PAGE_LEN_MAX: usize = 1 << 20;
+
+impl<S: Socket, T: Store> Running<S, T> {
+    pub(crate) fn handle_admin(&self, request: AdminRequest) -> AdminAnswer {
+        match request {
+            AdminRequest::Ring => AdminAnswer::Ring(self.ring_report()),
+            AdminRequest::Status => AdminAnswer::Status(self.status()),
+            AdminRequest::Scan { after, len_max } => match self.scan(after, len_max) {
+                Ok(page) => AdminAnswer::Page(page),
+                Err(error) => AdminAnswer::Refused(Refusal::Storage(error.to_string())),
+            },
+        }
+    }
+
+    fn ring_report(&self) -> RingReport {
+        let server = |entry: &ServerEntry| RingServer {
+            host: entry.name.host().to_string(),
+            port: entry.name.port(),
+            nodes: entry.nodes,
+        };
+        let [n, r, w] = [self.quorum.n(), self.quorum.r(), self.quorum.w()]
+            .map(|number| u16::try_from(number).unwrap_or(u16::MAX));
+        RingReport { servers: self.coordinator.ring.servers().iter().map(server).collect(), n, r, w }
+    }
+
+    fn status(&self) -> StatusReport {
+        let totals = self.coordinator.replica.totals();
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ring: self.coordinator.ring.id(),
+            uptime_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            keys: totals.keys,
+            tombstones: totals.tombstones,
+            bytes: totals.bytes,
+            data_dir: self.data_dir.clone(),
+            clock_skew_ms: self.clock.skew_ms_seen(),
+            junk_datagrams: self.coordinator.endpoint.counters().junk.load(Ordering::Relaxed),
+        }
+    }
+
+    fn scan(&self, after: Option<Token>, len_max: u32) -> Result<ScanPage, StoreError> {
+        let bytes_max = usize::try_from(len_max).unwrap_or(PAGE_LEN_MAX).min(PAGE_LEN_MAX);
+        let limit = ScanLimit { entries_max: PAGE_ENTRIES_MAX, bytes_max };
+        let (entries, next) = self.coordinator.replica.page(after.as_ref().map(|token| &*token.0), limit)?;
+        Ok(ScanPage { entries: entries.into_iter().filter_map(scan_entry).collect(), next: next.map(Token) })
+    }
+}
+
+/// What a get would show of a key; `None` when it is deleted.
+fn scan_entry((key, record): Entry) -> Option<ScanEntry> {
+    let Body::Value(value) = record.winner()?.write.body.clone() else { return None };
+    Some(ScanEntry { key, value, siblings: count(&record) })
+}
+
+fn count(record: &Record) -> u32 {
+    u32::try_from(record.values().len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,78 @@
+//! What a server is told when it starts.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dkvs_core::limits::VALUE_LEN_MAX_DEFAULT;
+use dkvs_core::quorum::{Quorum, QuorumError};
+use dkvs_core::ring::{Ring, ServerIndex};
+use dkvs_net::EndpointConfig;
+use dkvs_storage::Durability;
+
+use crate::clock::WallClock;
+
+/// Everything about one server but its socket and its store.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// The ring all servers share.
+    pub ring: Arc<Ring>,
+    /// Which of the ring's servers this is.
+    pub me: ServerIndex,
+    /// Where each of the ring's servers receives, in the ring's order.
+    pub addresses: Vec<SocketAddr>,
+    /// The quorums told to clients that do not choose.
+    pub quorum: Quorum,
+    /// How durable a write is before it is acknowledged.
+    pub durability: Durability,
+    /// Longest value accepted, in bytes.
+    pub value_len_max: usize,
+    /// Longest lead of a peer's clock that is followed, in milliseconds.
+    pub clock_skew_ms_max: u64,
+    /// Longest time a request may ask for.
+    pub timeout_max: Duration,
+    /// The transport.
+    pub endpoint: EndpointConfig,
+    /// Where the data is, as shown to operators; empty when it is in memory.
+    pub data_dir: String,
+    /// The wall clock.
+    pub wall_clock: WallClock,
+    /// Where all randomness comes from. Must be unpredictable, and new at every start.
+    pub seed: u64,
+}
+
+impl ServerConfig {
+    /// The defaults for one server of a ring.
+    ///
+    /// # Errors
+    /// Never for a ring of at least one server, which every ring is.
+    pub fn new(
+        ring: Arc<Ring>,
+        me: ServerIndex,
+        addresses: Vec<SocketAddr>,
+        wall_clock: WallClock,
+        seed: u64,
+    ) -> Result<Self, QuorumError> {
+        let quorum = Quorum::with_defaults(ring.servers().len(), None, None, None)?;
+        Ok(Self {
+            ring,
+            me,
+            addresses,
+            quorum,
+            durability: Durability::Fsync,
+            value_len_max: VALUE_LEN_MAX_DEFAULT,
+            clock_skew_ms_max: 60_000,
+            timeout_max: Duration::from_secs(60),
+            endpoint: EndpointConfig::default(),
+            data_dir: String::new(),
+            wall_clock,
+            seed,
+        })
+    }
+}
+
+impl std::fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ServerConfig({:?} of {})", self.me, self.ring.id())
+    }
+}

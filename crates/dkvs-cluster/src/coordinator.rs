@@ -1,0 +1,443 @@
+//! Drives one request over the owners of a key (DeCandia et al. 2007, §4.5–4.6).
+//!
+//! The decisions are the folds of `dkvs_core::quorum`; the code here sends what they ask for, to all owners at once,
+//! and feeds them the answers as they come. The client is answered at the W-th or R-th; what is still under way then
+//! goes on in the background until the request's deadline.
+//!
+//! ```text
+//!   put   event at this server ──> record to the other owners ──> W hold it ──┬──> answer
+//!         without a context, owners that held values it had not heard of:     └──> discard those, once more to all
+//!   get   this server's record ──> "send yours unless it is this one" ──> R agree, or are made to ──> answer
+//! ```
+//!
+//! What it leaves out: it asks owners in vain that are down, every time. Knowing who is down, and keeping hints for
+//! them, is another module's business.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_core::limits::KEY_LEN_MAX;
+use dkvs_core::quorum::{Answer as OwnerState, Progress, Quorum, ReadQuorum, WriteQuorum};
+use dkvs_core::record::{Body, Record, RecordHash, Sibling};
+use dkvs_core::ring::{Ring, RingId, ServerIndex};
+use dkvs_core::version::{Dot, VersionVector};
+use dkvs_net::{CallError, Endpoint, Patience, Socket};
+use dkvs_proto::context;
+use dkvs_proto::message::client::{
+    ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed, Token,
+};
+use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_storage::Store;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::time::{Instant, timeout_at};
+
+use crate::replica::{Replica, ReplicaError};
+
+/// Part of a request's time kept back, so that the client still hears who did not answer.
+const REPORT_SHARE: u32 = 10;
+const REPORT_MAX: Duration = Duration::from_millis(100);
+
+/// Part of a request's time after which an owner that shows no sign of life is passed over when forwarding.
+const SILENCE_SHARE: u32 = 4;
+const SILENCE_MAX: Duration = Duration::from_millis(250);
+
+/// Coordinates requests on one server.
+pub(crate) struct Coordinator<S: Socket, T> {
+    pub(crate) ring: Arc<Ring>,
+    pub(crate) me: ServerIndex,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) value_len_max: usize,
+    pub(crate) timeout_max: Duration,
+    pub(crate) endpoint: Endpoint<S>,
+    pub(crate) replica: Replica<T>,
+}
+
+/// What one owner answered, or why it did not.
+type FromOwner<A> = (ServerIndex, Result<A, OwnerAnswer>);
+
+type Writes = FuturesUnordered<BoxFuture<'static, FromOwner<Vec<Dot>>>>;
+
+impl<S: Socket, T: Store> Coordinator<S, T> {
+    pub(crate) async fn handle(self: &Arc<Self>, request: ClientRequest) -> ClientAnswer {
+        let outcome = match request {
+            ClientRequest::Put(put) => self.put(put).await,
+            ClientRequest::Get(get) => self.get(get).await,
+        };
+        outcome.unwrap_or_else(ClientAnswer::Failed)
+    }
+
+    /// Checks that a request can be served here.
+    pub(crate) fn check(&self, ring: RingId, key: &[u8]) -> Result<(), Refusal> {
+        if ring != self.ring.id() {
+            return Err(Refusal::WrongRing { ring: self.ring.id() });
+        }
+        if key.is_empty() {
+            return Err(Refusal::Invalid("the key is empty; it must have at least 1 byte".into()));
+        }
+        if key.len() > KEY_LEN_MAX {
+            return Err(too_long("key", key.len(), KEY_LEN_MAX));
+        }
+        Ok(())
+    }
+
+    fn owners(&self, key: &[u8], n: u16, r: u16, w: u16) -> Result<Vec<ServerIndex>, Refusal> {
+        let [n, r, w] = [n, r, w].map(usize::from);
+        Quorum::with_defaults(self.ring.servers().len(), Some(n), Some(r), Some(w))
+            .map_err(|error| Refusal::Invalid(error.to_string()))?;
+        Ok(self.ring.owners_of_key(key, n).to_vec())
+    }
+
+    /// When to give up, so that the report still reaches the client in time.
+    fn deadline(&self, timeout_ms: u32) -> Instant {
+        let timeout = Duration::from_millis(timeout_ms.into()).min(self.timeout_max);
+        Instant::now() + (timeout - (timeout / REPORT_SHARE).min(REPORT_MAX))
+    }
+
+    async fn put(self: &Arc<Self>, put: Put) -> Result<ClientAnswer, Failure> {
+        let start = Instant::now();
+        self.check(put.ring, &put.key).map_err(Failure::Refused)?;
+        let owners = self.owners(&put.key, put.n, 1, put.w).map_err(Failure::Refused)?;
+        let deadline = self.deadline(put.timeout_ms);
+        if !owners.contains(&self.me) {
+            return self.forward(put, &owners, deadline).await;
+        }
+        let body = match put.body {
+            PutBody::Value(value) if value.len() > self.value_len_max => {
+                return Err(Failure::Refused(too_long("value", value.len(), self.value_len_max)));
+            }
+            PutBody::Value(value) => Body::Value(value),
+            PutBody::Tombstone => Body::Tombstone,
+        };
+        let seen = put.context.map(|token| context::decode(&put.key, &token.0)).transpose();
+        let seen = seen.map_err(|_| Failure::Refused(Refusal::BadContext))?;
+        let blind = seen.is_none();
+
+        let event = self.replica.event(put.key.clone(), seen, put.op, body);
+        let mut record = match timeout_at(deadline, event).await {
+            Ok(Ok(record)) => record,
+            Ok(Err(error)) => return Err(self.own_failure(error, &owners, put.w, start)),
+            Err(_) => return Err(self.unanswered(&owners, put.w, start)),
+        };
+        let mut quorum = self.replicate(&put.key, &record, &owners, put.w, deadline).await;
+        if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
+            // Others held values that this put was to replace and had not heard of.
+            record = match self.replica.discard(put.key.clone(), quorum.missed().clone()).await {
+                Ok(record) => record,
+                Err(error) => return Err(self.own_failure(error, &owners, put.w, start)),
+            };
+            quorum = self.replicate(&put.key, &record, &owners, put.w, deadline).await;
+        }
+        if quorum.progress() != Progress::Reached {
+            return Err(missed(put.w, report(quorum.answers()), start));
+        }
+        let acked = quorum.answers().filter(|(_, answer)| **answer == OwnerState::Ok);
+        Ok(ClientAnswer::Put(PutDone {
+            acked: acked.map(|(server, _)| server).collect(),
+            context: Token(context::encode(&put.key, record.vv())),
+        }))
+    }
+
+    /// Sends `record` to the other owners and waits until `w` hold it, this server included. The rest goes on in the
+    /// background.
+    async fn replicate(
+        self: &Arc<Self>,
+        key: &Bytes,
+        record: &Record,
+        owners: &[ServerIndex],
+        w: u16,
+        deadline: Instant,
+    ) -> WriteQuorum<OwnerAnswer> {
+        let mut quorum = WriteQuorum::new(owners, w.into());
+        quorum.acked(self.me, &[]);
+        let others = owners.iter().filter(|&&owner| owner != self.me);
+        let mut writes: Writes =
+            others.map(|&owner| self.clone().merge_at(owner, key.clone(), record.clone(), deadline)).collect();
+        while quorum.progress() == Progress::Pending {
+            let Some((owner, answer)) = writes.next().await else { break };
+            match answer {
+                Ok(missed) => quorum.acked(owner, &missed),
+                Err(reason) => quorum.failed(owner, reason),
+            };
+        }
+        if !writes.is_empty() {
+            tokio::spawn(writes.for_each(|_| async {}));
+        }
+        quorum
+    }
+
+    /// Has `owner` merge a record and make it durable.
+    fn merge_at(
+        self: Arc<Self>,
+        owner: ServerIndex,
+        key: Bytes,
+        record: Record,
+        deadline: Instant,
+    ) -> BoxFuture<'static, FromOwner<Vec<Dot>>> {
+        Box::pin(async move {
+            if owner == self.me {
+                let merged = timeout_at(deadline, self.replica.merge(key, record)).await;
+                return (owner, own_answer(merged.ok()));
+            }
+            let request = ReplicaRequest::Merge { ring: self.ring.id(), key, record };
+            let answer = match self.ask(owner, request, deadline).await {
+                Ok(ReplicaAnswer::Merged { missed }) => Ok(missed),
+                Ok(other) => Err(unexpected(other)),
+                Err(reason) => Err(reason),
+            };
+            (owner, answer)
+        })
+    }
+
+    /// Has `owner` send its record, unless it is the one `known` here.
+    fn fetch_at(
+        self: Arc<Self>,
+        owner: ServerIndex,
+        key: Bytes,
+        known: (RecordHash, Record),
+        deadline: Instant,
+    ) -> BoxFuture<'static, FromOwner<Record>> {
+        Box::pin(async move {
+            let request = ReplicaRequest::Fetch { ring: self.ring.id(), key, known: known.0 };
+            let answer = match self.ask(owner, request, deadline).await {
+                Ok(ReplicaAnswer::Same) => Ok(known.1),
+                Ok(ReplicaAnswer::Record(record)) => Ok(record),
+                Ok(other) => Err(unexpected(other)),
+                Err(reason) => Err(reason),
+            };
+            (owner, answer)
+        })
+    }
+
+    async fn ask(
+        &self,
+        owner: ServerIndex,
+        request: ReplicaRequest,
+        deadline: Instant,
+    ) -> Result<ReplicaAnswer, OwnerAnswer> {
+        let to = self.addresses[owner.as_usize()];
+        match self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await {
+            Ok(Answer::Replica(answer)) => Ok(answer),
+            Ok(Answer::Client(_) | Answer::Admin(_)) => {
+                Err(OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())))
+            }
+            Err(CallError::Overloaded) => Err(OwnerAnswer::Refused(Refusal::Overloaded)),
+            Err(error) => {
+                tracing::debug!(%to, %error, "an owner did not answer");
+                Err(OwnerAnswer::TimedOut)
+            }
+        }
+    }
+
+    /// Passes a put to the first owner that shows a sign of life.
+    async fn forward(
+        &self,
+        mut put: Put,
+        owners: &[ServerIndex],
+        deadline: Instant,
+    ) -> Result<ClientAnswer, Failure> {
+        if put.forwarded {
+            return Err(Failure::Refused(Refusal::NotOwner));
+        }
+        let start = Instant::now();
+        put.forwarded = true;
+        let silence = ((deadline - start) / SILENCE_SHARE).min(SILENCE_MAX);
+        let mut tried = Vec::new();
+        for &owner in owners {
+            let left = deadline.saturating_duration_since(Instant::now());
+            put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+            let to = self.addresses[owner.as_usize()];
+            let request = Request::Client(ClientRequest::Put(put.clone()));
+            let patience = Patience { deadline, silence: Some(silence) };
+            match self.endpoint.call(to, &request, patience).await {
+                Ok(Answer::Client(answer)) => return Ok(answer),
+                Ok(Answer::Replica(_) | Answer::Admin(_)) | Err(_) => tried.push((owner, OwnerAnswer::TimedOut)),
+            }
+        }
+        Err(missed(put.w, tried, start))
+    }
+
+    /// This server's own part failed: before anything left for another if it refused, else nobody knows.
+    fn own_failure(&self, error: ReplicaError, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
+        match error {
+            ReplicaError::Refused(refusal) => Failure::Refused(refusal),
+            ReplicaError::Storage(_) | ReplicaError::Damaged(_) => {
+                let mut quorum: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
+                quorum.failed(self.me, OwnerAnswer::Refused(error.refusal()));
+                missed(needed, report(quorum.answers()), start)
+            }
+        }
+    }
+
+    fn unanswered(&self, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
+        let nobody: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
+        missed(needed, report(nobody.answers()), start)
+    }
+
+    async fn get(self: &Arc<Self>, get: Get) -> Result<ClientAnswer, Failure> {
+        let start = Instant::now();
+        self.check(get.ring, &get.key).map_err(Failure::Refused)?;
+        let owners = self.owners(&get.key, get.n, get.r, 1).map_err(Failure::Refused)?;
+        let deadline = self.deadline(get.timeout_ms);
+        let mut read = Read::start(self.clone(), get.key.clone(), &owners, get.r, deadline);
+        read.run_until(|progress| progress != Progress::Pending).await;
+        let (Progress::Reached, Some(target)) = (read.quorum.progress(), read.quorum.target()) else {
+            let owners = read.quorum.answers().map(|(server, answer)| (server, owner_answer(answer)));
+            return Err(missed(get.r, owners.collect(), start));
+        };
+        let done = get_done(&get, target, &read.quorum);
+        if read.is_under_way() {
+            tokio::spawn(async move { read.run_until(|_| false).await });
+        }
+        Ok(ClientAnswer::Get(done))
+    }
+}
+
+/// One get under way.
+struct Read<S: Socket, T> {
+    coordinator: Arc<Coordinator<S, T>>,
+    key: Bytes,
+    deadline: Instant,
+    quorum: ReadQuorum<OwnerAnswer>,
+    fetches: FuturesUnordered<BoxFuture<'static, FromOwner<Record>>>,
+    repairs: Writes,
+}
+
+impl<S: Socket, T: Store> Read<S, T> {
+    /// Asks every owner; this server's own record is at hand and tells the others what need not be sent.
+    fn start(
+        coordinator: Arc<Coordinator<S, T>>,
+        key: Bytes,
+        owners: &[ServerIndex],
+        r: u16,
+        deadline: Instant,
+    ) -> Self {
+        let mut quorum = ReadQuorum::new(owners, r.into());
+        let mut own = Record::new();
+        if owners.contains(&coordinator.me) {
+            match coordinator.replica.fetch(&key) {
+                Ok(record) => {
+                    own = record.clone();
+                    quorum.replied(coordinator.me, record);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot read the own record");
+                    quorum.failed(coordinator.me, OwnerAnswer::Refused(error.refusal()));
+                }
+            }
+        }
+        let fetches = FuturesUnordered::new();
+        // With R = 1 the own record is the answer, and asking others would only cost.
+        if quorum.progress() == Progress::Pending {
+            let known = (own.hash(), own);
+            for &owner in owners.iter().filter(|&&owner| owner != coordinator.me) {
+                fetches.push(coordinator.clone().fetch_at(owner, key.clone(), known.clone(), deadline));
+            }
+        }
+        Self { coordinator, key, deadline, quorum, fetches, repairs: FuturesUnordered::new() }
+    }
+
+    fn is_under_way(&self) -> bool {
+        !self.fetches.is_empty() || !self.repairs.is_empty()
+    }
+
+    /// Feeds answers to the fold and sends the repairs it asks for, until `enough` or nothing is under way.
+    async fn run_until(&mut self, enough: impl Fn(Progress) -> bool) {
+        self.send_repairs();
+        while !enough(self.quorum.progress()) {
+            tokio::select! {
+                biased;
+                Some((owner, answer)) = self.repairs.next() => match answer {
+                    Ok(_) => self.quorum.repaired(owner),
+                    Err(reason) => self.quorum.failed(owner, reason),
+                },
+                Some((owner, answer)) = self.fetches.next() => match answer {
+                    Ok(record) => self.quorum.replied(owner, record),
+                    Err(reason) => self.quorum.failed(owner, reason),
+                },
+                else => return,
+            };
+            self.send_repairs();
+        }
+    }
+
+    fn send_repairs(&mut self) {
+        for owner in self.quorum.take_repairs() {
+            let Some(target) = self.quorum.target().cloned() else { return };
+            let coordinator = self.coordinator.clone();
+            self.repairs.push(coordinator.merge_at(owner, self.key.clone(), target, self.deadline));
+        }
+    }
+}
+
+fn get_done(get: &Get, target: &Record, quorum: &ReadQuorum<OwnerAnswer>) -> GetDone {
+    let values = target.values();
+    let sent = if get.siblings { values.len() } else { 1 };
+    let answered = quorum.answers().filter(|(_, answer)| *answer == OwnerState::Ok);
+    GetDone {
+        siblings: u32::try_from(values.len()).unwrap_or(u32::MAX),
+        values: values.into_iter().take(sent).map(put_body).collect(),
+        context: seen(&get.key, target.vv()),
+        answered: answered.map(|(server, _)| server).collect(),
+    }
+}
+
+fn put_body(sibling: &Sibling) -> PutBody {
+    match &sibling.write.body {
+        Body::Value(value) => PutBody::Value(value.clone()),
+        Body::Tombstone => PutBody::Tombstone,
+    }
+}
+
+fn seen(key: &[u8], vv: &VersionVector) -> Option<Token> {
+    (!vv.is_empty()).then(|| Token(context::encode(key, vv)))
+}
+
+fn too_long(what: &str, len: usize, len_max: usize) -> Refusal {
+    Refusal::TooLong { what: what.into(), len: len as u64, len_max: len_max as u64 }
+}
+
+fn own_answer<A>(merged: Option<Result<A, ReplicaError>>) -> Result<A, OwnerAnswer> {
+    match merged {
+        Some(Ok(answer)) => Ok(answer),
+        Some(Err(error)) => Err(OwnerAnswer::Refused(error.refusal())),
+        None => Err(OwnerAnswer::TimedOut),
+    }
+}
+
+fn unexpected(answer: ReplicaAnswer) -> OwnerAnswer {
+    match answer {
+        ReplicaAnswer::Refused(refusal) => OwnerAnswer::Refused(refusal),
+        ReplicaAnswer::Merged { .. } | ReplicaAnswer::Same | ReplicaAnswer::Record(_) => {
+            OwnerAnswer::Refused(Refusal::Invalid("answered another question".into()))
+        }
+    }
+}
+
+fn owner_answer(answer: OwnerState<&OwnerAnswer>) -> OwnerAnswer {
+    match answer {
+        OwnerState::Waiting => OwnerAnswer::TimedOut,
+        OwnerState::Ok => OwnerAnswer::Ok,
+        OwnerState::Failed(reason) => reason.clone(),
+    }
+}
+
+fn report<'a>(
+    answers: impl Iterator<Item = (ServerIndex, &'a OwnerState<OwnerAnswer>)>,
+) -> Vec<(ServerIndex, OwnerAnswer)> {
+    let by_reference = |answer: &'a OwnerState<OwnerAnswer>| match answer {
+        OwnerState::Waiting => OwnerState::Waiting,
+        OwnerState::Ok => OwnerState::Ok,
+        OwnerState::Failed(reason) => OwnerState::Failed(reason),
+    };
+    answers.map(|(server, answer)| (server, owner_answer(by_reference(answer)))).collect()
+}
+
+fn missed(needed: u16, owners: Vec<(ServerIndex, OwnerAnswer)>, start: Instant) -> Failure {
+    let waited_ms = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
+    Failure::Quorum(QuorumMissed { needed, owners, waited_ms })
+}

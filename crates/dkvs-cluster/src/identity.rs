@@ -1,0 +1,130 @@
+//! Who this server is to its dots: its incarnation, and which epochs it has spent. Kept in the store.
+//!
+//! ```text
+//!   meta/"identity"   u8 layout version, 1 | u64 incarnation | u32 first epoch not leased
+//! ```
+//! Epochs are leased in blocks, so that most events need not touch this entry; after a clean stop the rest of a block
+//! is simply lost. The lease is part of the commit whose dots need it.
+
+use bytes::Bytes;
+use dkvs_core::version::{Dot, Dots, VersionVector};
+use dkvs_storage::{Batch, Keyspace, Start, Store, StoreError};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+const KEY: &[u8] = b"identity";
+const LAYOUT_VERSION: u8 = 1;
+const LEASE_EPOCHS: u32 = 1_024;
+
+/// This server's numbering, and how much of it is on disk.
+pub(crate) struct Identity {
+    dots: Dots,
+    lease_end: u32,
+    random: StdRng,
+}
+
+impl Identity {
+    /// Goes on with the stored identity after a clean stop. After anything else the server cannot prove what it
+    /// remembers, and draws a new incarnation.
+    pub(crate) fn load(store: &impl Store, start: Start, mut random: StdRng) -> Result<Self, StoreError> {
+        let stored = match start {
+            Start::Clean => store.get(Keyspace::Meta, KEY)?.as_ref().and_then(decode),
+            Start::New | Start::Unclean => None,
+        };
+        let (incarnation, next_epoch) = stored.unwrap_or_else(|| (random.next_u64(), 1));
+        // Nothing is leased yet: the first event that takes an epoch stores the incarnation with its lease.
+        Ok(Self { dots: Dots::new(incarnation, next_epoch), lease_end: next_epoch, random })
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.dots.incarnation()
+    }
+
+    /// The dot of the next event on a key; see [`Dots::next`].
+    pub(crate) fn next_dot(&mut self, known: &VersionVector, own: Option<Dot>) -> Dot {
+        loop {
+            if let Some(dot) = self.dots.next(known, own) {
+                return dot;
+            }
+            self.dots = Dots::new(self.random.next_u64(), 1);
+            self.lease_end = 0;
+        }
+    }
+
+    /// Adds a new lease to the batch if the dots handed out so far need one. Returns whether they did: then the batch
+    /// must reach the disk whatever the server's durability.
+    pub(crate) fn stage_lease(&mut self, batch: &mut Batch) -> bool {
+        if self.dots.next_epoch() <= self.lease_end {
+            return false;
+        }
+        self.lease_end = self.dots.next_epoch().saturating_add(LEASE_EPOCHS);
+        batch.put(Keyspace::Meta, Bytes::from_static(KEY), encode(self.dots.incarnation(), self.lease_end));
+        true
+    }
+}
+
+fn encode(incarnation: u64, lease_end: u32) -> Vec<u8> {
+    [&[LAYOUT_VERSION][..], &incarnation.to_be_bytes(), &lease_end.to_be_bytes()].concat()
+}
+
+/// `None` for anything unreadable: a new incarnation is always safe.
+fn decode(bytes: &Bytes) -> Option<(u64, u32)> {
+    let (&[LAYOUT_VERSION], rest) = bytes.split_first_chunk()? else { return None };
+    let (incarnation, rest) = rest.split_first_chunk()?;
+    let lease_end = rest.try_into().ok()?;
+    Some((u64::from_be_bytes(*incarnation), u32::from_be_bytes(lease_end)))
+}
+
+#[cfg(test)]
+mod tests {
+    use dkvs_storage::{Durability, MemoryStore};
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn load(store: &MemoryStore, start: Start, seed: u64) -> Identity {
+        Identity::load(store, start, StdRng::seed_from_u64(seed)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn after_a_clean_stop_the_incarnation_stays_and_no_epoch_is_reused() {
+        let store = MemoryStore::new();
+        let mut before = load(&store, Start::New, 1);
+        let dots: Vec<Dot> = (0..3).map(|_| before.next_dot(&VersionVector::new(), None)).collect();
+        let mut batch = Batch::new();
+        assert!(before.stage_lease(&mut batch));
+        assert!(!before.stage_lease(&mut Batch::new()), "one lease serves many epochs");
+        store.commit(batch, Durability::Fsync).await.unwrap();
+
+        let mut after = load(&store, Start::Clean, 2);
+        let next = after.next_dot(&VersionVector::new(), None);
+        assert_eq!(next.actor.incarnation, dots[0].actor.incarnation);
+        assert!(dots.iter().all(|dot| dot.actor.epoch < next.actor.epoch), "{dots:?} {next:?}");
+    }
+
+    #[tokio::test]
+    async fn after_anything_but_a_clean_stop_the_incarnation_is_new() {
+        let store = MemoryStore::new();
+        let mut before = load(&store, Start::New, 1);
+        before.next_dot(&VersionVector::new(), None);
+        let mut batch = Batch::new();
+        before.stage_lease(&mut batch);
+        store.commit(batch, Durability::Fsync).await.unwrap();
+        assert_ne!(load(&store, Start::Unclean, 2).incarnation(), before.incarnation());
+    }
+
+    #[test]
+    fn an_incarnation_without_epochs_left_is_replaced() {
+        let mut identity = Identity {
+            dots: Dots::new(7, u32::MAX - 1),
+            lease_end: u32::MAX,
+            random: StdRng::seed_from_u64(3),
+        };
+        let none = VersionVector::new();
+        assert_eq!(identity.next_dot(&none, None).actor.incarnation, 7);
+        let dot = identity.next_dot(&none, None);
+        assert_ne!(dot.actor.incarnation, 7);
+        assert_eq!(dot.actor.epoch, 1);
+        assert!(identity.stage_lease(&mut Batch::new()));
+    }
+}

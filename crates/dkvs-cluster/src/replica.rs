@@ -1,0 +1,175 @@
+//! One server's copy of the records it owns.
+//!
+//! Reads go straight to the store and see what is committed. Changes go through the one writer of
+//! [`crate::writer`], which serialises them and answers when they are durable.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dkvs_core::record::{Body, OpId, Record};
+use dkvs_core::version::{Dot, VersionVector};
+use dkvs_proto::message::Refusal;
+use dkvs_storage::{Durability, Keyspace, ScanLimit, Start, Store, StoreError};
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::identity::Identity;
+use crate::stored::{Stored, key_of, store_key};
+use crate::writer::{Change, Totals, Writer};
+
+/// Changes waiting for the writer; one more waits with its sender.
+const QUEUE_LEN: usize = 4_096;
+
+/// Why a replica did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// Nothing was done.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// The store failed. A change may or may not have happened.
+    #[error("storage failed: {0}")]
+    Storage(#[from] StoreError),
+    /// What the store holds for the key cannot be read. Nothing was done.
+    #[error("the stored record is damaged: {0}")]
+    Damaged(#[from] dkvs_proto::record::RecordError),
+}
+
+impl ReplicaError {
+    /// As it is told to others.
+    #[must_use]
+    pub fn refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::Storage(error) => Refusal::Storage(error.to_string()),
+            Self::Damaged(error) => Refusal::Storage(error.to_string()),
+        }
+    }
+}
+
+/// One entry of a page: a key and its record.
+pub(crate) type Entry = (Bytes, Record);
+
+/// This server's records. Clones share them.
+pub struct Replica<T> {
+    store: Arc<T>,
+    changes: mpsc::Sender<Change>,
+    stop: watch::Sender<bool>,
+    stopped: watch::Receiver<bool>,
+    totals: watch::Receiver<Totals>,
+}
+
+impl<T> Clone for Replica<T> {
+    fn clone(&self) -> Self {
+        Self {
+            store: self.store.clone(),
+            changes: self.changes.clone(),
+            stop: self.stop.clone(),
+            stopped: self.stopped.clone(),
+            totals: self.totals.clone(),
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for Replica<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Replica({:?})", *self.totals.borrow())
+    }
+}
+
+impl<T: Store> Replica<T> {
+    /// Opens the records in `store` and starts their writer. `start` says how the last run ended.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub(crate) fn open(
+        store: Arc<T>,
+        start: Start,
+        durability: Durability,
+        clock: Arc<Clock>,
+        random: StdRng,
+    ) -> Result<Self, StoreError> {
+        let identity = Identity::load(&*store, start, random)?;
+        tracing::info!(?start, incarnation = format_args!("{:016x}", identity.incarnation()), "replica opened");
+        let (changes, queue) = mpsc::channel(QUEUE_LEN);
+        let (stop, stopping) = watch::channel(false);
+        let (writer, stopped, totals) = Writer::new(store.clone(), identity, clock, durability)?;
+        tokio::spawn(writer.run(queue, stopping));
+        Ok(Self { store, changes, stop, stopped, totals })
+    }
+
+    /// The record of a key; empty when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read: others have to be asked.
+    pub fn fetch(&self, key: &[u8]) -> Result<Record, ReplicaError> {
+        match self.store.get(Keyspace::Records, &store_key(key))? {
+            None => Ok(Record::new()),
+            Some(bytes) => Ok(Stored::decode(&bytes)?.record),
+        }
+    }
+
+    /// Makes an event: a put or delete that this server coordinates. Without a `context` it replaces what this server
+    /// holds. Returns the key's record with the event in it, durable; unchanged if `op` is in it already.
+    pub(crate) async fn event(
+        &self,
+        key: Bytes,
+        context: Option<VersionVector>,
+        op: OpId,
+        body: Body,
+    ) -> Result<Record, ReplicaError> {
+        self.change(|done| Change::Event { key, context, op, body, done }).await
+    }
+
+    /// Merges another replica's record. Returns the dots held before that it had not heard of.
+    pub(crate) async fn merge(&self, key: Bytes, record: Record) -> Result<Vec<Dot>, ReplicaError> {
+        self.change(|done| Change::Merge { key, record, done }).await
+    }
+
+    /// Drops the values that `context` covers, for good. Returns the key's record without them.
+    pub(crate) async fn discard(&self, key: Bytes, context: VersionVector) -> Result<Record, ReplicaError> {
+        self.change(|done| Change::Discard { key, context, done }).await
+    }
+
+    async fn change<A>(
+        &self,
+        change: impl FnOnce(oneshot::Sender<Result<A, ReplicaError>>) -> Change,
+    ) -> Result<A, ReplicaError> {
+        let (done, answer) = oneshot::channel();
+        let stopping = || ReplicaError::Refused(Refusal::Stopping);
+        self.changes.send(change(done)).await.map_err(|_| stopping())?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// A page of the records after a store key, and where the next page starts. Damaged records are left out.
+    pub(crate) fn page(
+        &self,
+        after: Option<&[u8]>,
+        limit: ScanLimit,
+    ) -> Result<(Vec<Entry>, Option<Bytes>), StoreError> {
+        let page = self.store.scan(Keyspace::Records, after, limit)?;
+        let next = page.last().map(|(store_key, _)| store_key.clone());
+        let readable = page.into_iter().filter_map(|(store_key, bytes)| {
+            let stored = Stored::decode(&bytes)
+                .inspect_err(|error| tracing::error!(key = ?store_key, %error, "damaged record"));
+            Some((key_of(&store_key)?, stored.ok()?.record))
+        });
+        Ok((readable.collect(), next))
+    }
+
+    /// How much is held.
+    pub(crate) fn totals(&self) -> Totals {
+        *self.totals.borrow()
+    }
+
+    /// Takes no more changes, waits for those that were taken, and closes the store.
+    ///
+    /// # Errors
+    /// When the store cannot promise that everything is on disk.
+    pub(crate) async fn close(&self) -> Result<(), StoreError> {
+        self.stop.send_replace(true);
+        // An error means that the writer is gone, which is what is waited for.
+        let _ = self.stopped.clone().wait_for(|stopped| *stopped).await;
+        self.store.close().await
+    }
+}

@@ -1,0 +1,146 @@
+//! A server from start to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_core::quorum::Quorum;
+use dkvs_core::record::Record;
+use dkvs_net::{Endpoint, Service, Socket};
+use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Request};
+use dkvs_storage::{Start, Store, StoreError};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
+
+use crate::clock::Clock;
+use crate::config::ServerConfig;
+use crate::coordinator::Coordinator;
+use crate::replica::{Replica, ReplicaError};
+
+/// A running server. Dropping it without [`Server::stop`] is like a crash.
+pub struct Server<S: Socket, T: Store> {
+    running: Arc<Running<S, T>>,
+}
+
+impl<S: Socket, T: Store> std::fmt::Debug for Server<S, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({})", self.local_addr())
+    }
+}
+
+/// What a server's tasks share.
+pub(crate) struct Running<S: Socket, T> {
+    pub(crate) coordinator: Arc<Coordinator<S, T>>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) quorum: Quorum,
+    pub(crate) data_dir: String,
+    pub(crate) start: Instant,
+}
+
+impl<S: Socket, T: Store> Server<S, T> {
+    /// Starts to serve on `socket` from `store`. `start` says how the store's last run ended. `initial` pairs are
+    /// there before the first request is served; each is older than any put.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn start(
+        socket: S,
+        store: T,
+        start: Start,
+        initial: Vec<(Bytes, Bytes)>,
+        config: ServerConfig,
+    ) -> Result<Self, ReplicaError> {
+        let mut random = StdRng::seed_from_u64(config.seed);
+        let clock = Arc::new(Clock::new(config.wall_clock, config.clock_skew_ms_max));
+        let identity_random = StdRng::seed_from_u64(random.next_u64());
+        let replica =
+            Replica::open(Arc::new(store), start, config.durability, clock.clone(), identity_random)?;
+        for (key, value) in initial {
+            let record = Record::initial(&key, value);
+            replica.merge(key, record).await?;
+        }
+        let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
+        let coordinator = Coordinator {
+            ring: config.ring,
+            me: config.me,
+            addresses: config.addresses,
+            value_len_max: config.value_len_max,
+            timeout_max: config.timeout_max,
+            endpoint: endpoint.clone(),
+            replica,
+        };
+        let running = Arc::new(Running {
+            coordinator: Arc::new(coordinator),
+            clock,
+            quorum: config.quorum,
+            data_dir: config.data_dir,
+            start: Instant::now(),
+        });
+        endpoint.serve(Some(running.clone()));
+        Ok(Self { running })
+    }
+
+    /// Where it receives.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.running.coordinator.endpoint.local_addr()
+    }
+
+    /// The records this server holds.
+    #[must_use]
+    pub fn replica(&self) -> &Replica<T> {
+        &self.running.coordinator.replica
+    }
+
+    /// Stops: finishes what it is doing for at most `grace`, then makes everything durable and closes the store.
+    /// After `Ok` the data directory may be marked clean.
+    ///
+    /// # Errors
+    /// When the store cannot promise that everything is on disk.
+    pub async fn stop(&self, grace: Duration) -> Result<(), StoreError> {
+        self.running.coordinator.endpoint.close(Instant::now() + grace).await;
+        self.running.coordinator.replica.close().await
+    }
+}
+
+impl<S: Socket, T: Store> Drop for Server<S, T> {
+    fn drop(&mut self) {
+        self.running.coordinator.endpoint.abort();
+    }
+}
+
+impl<S: Socket, T: Store> Service for Running<S, T> {
+    async fn handle(&self, from: SocketAddr, request: Request) -> Answer {
+        match request {
+            Request::Client(request) => Answer::Client(self.coordinator.handle(request).await),
+            Request::Replica(request) => Answer::Replica(self.handle_replica(from, request).await),
+            Request::Admin(request) => Answer::Admin(self.handle_admin(request)),
+        }
+    }
+}
+
+impl<S: Socket, T: Store> Running<S, T> {
+    async fn handle_replica(&self, from: SocketAddr, request: ReplicaRequest) -> ReplicaAnswer {
+        let answer = match request {
+            ReplicaRequest::Merge { ring, key, record } => match self.coordinator.check(ring, &key) {
+                Ok(()) => {
+                    self.clock.observe(from, &record);
+                    let merged = self.coordinator.replica.merge(key, record).await;
+                    merged.map(|missed| ReplicaAnswer::Merged { missed })
+                }
+                Err(refusal) => Err(ReplicaError::Refused(refusal)),
+            },
+            ReplicaRequest::Fetch { ring, key, known } => match self.coordinator.check(ring, &key) {
+                Ok(()) => self.coordinator.replica.fetch(&key).map(|record| {
+                    if record.hash() == known { ReplicaAnswer::Same } else { ReplicaAnswer::Record(record) }
+                }),
+                Err(refusal) => Err(ReplicaError::Refused(refusal)),
+            },
+        };
+        answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
+    }
+}
+

@@ -1,0 +1,288 @@
+//! The one writer: takes what has queued up, applies it, commits it once, answers all of it.
+//!
+//! ```text
+//!   changes ──> [c1 c2 c3] ──read, event or merge──> staged entries ──one commit──> answers 1 2 3
+//!                    meanwhile the next batch gathers
+//! ```
+//! Load makes the batches larger and the cost per change smaller; a lone change never waits for company. Changes to
+//! one key in a batch see each other. Only one task reads, decides and writes, so an event's dot is never given twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dkvs_core::limits::RECORD_LEN_MAX;
+use dkvs_core::record::{Body, OpId, Record, Write};
+use dkvs_core::version::{Dot, VersionVector};
+use dkvs_proto::message::Refusal;
+use dkvs_proto::record::fits;
+use dkvs_storage::{Batch, Durability, Keyspace, Store, StoreError};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::Clock;
+use crate::identity::Identity;
+use crate::replica::ReplicaError;
+use crate::stored::{Stored, store_key};
+
+/// Most changes in one commit. More would only make the first of them wait longer.
+const BATCH_LEN_MAX: usize = 1_024;
+
+const TOTALS_KEY: &[u8] = b"totals";
+
+type Done<A> = oneshot::Sender<Result<A, ReplicaError>>;
+
+/// Something to do to one key.
+pub(crate) enum Change {
+    Event { key: Bytes, context: Option<VersionVector>, op: OpId, body: Body, done: Done<Record> },
+    Merge { key: Bytes, record: Record, done: Done<Vec<Dot>> },
+    Discard { key: Bytes, context: VersionVector, done: Done<Record> },
+}
+
+/// An answer that waits for the commit.
+enum Waiting {
+    Record(Done<Record>, Record),
+    Missed(Done<Vec<Dot>>, Vec<Dot>),
+}
+
+impl Waiting {
+    fn answer(self, committed: Result<(), StoreError>) {
+        // Whoever asked may have given up meanwhile.
+        match self {
+            Self::Record(done, record) => drop(done.send(committed.map(|()| record).map_err(Into::into))),
+            Self::Missed(done, missed) => drop(done.send(committed.map(|()| missed).map_err(Into::into))),
+        }
+    }
+}
+
+/// How much a replica holds. Kept in the store, in the commits that change it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) keys: u64,
+    pub(crate) tombstones: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Totals {
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (keys, rest) = bytes.split_first_chunk()?;
+        let (tombstones, rest) = rest.split_first_chunk()?;
+        let bytes = rest.try_into().ok()?;
+        Some(Self {
+            keys: u64::from_be_bytes(*keys),
+            tombstones: u64::from_be_bytes(*tombstones),
+            bytes: u64::from_be_bytes(bytes),
+        })
+    }
+
+    fn encode(self) -> Vec<u8> {
+        [self.keys, self.tombstones, self.bytes].map(u64::to_be_bytes).concat()
+    }
+
+    fn add(&mut self, entry: Weight) {
+        let kind = if entry.live { &mut self.keys } else { &mut self.tombstones };
+        *kind += 1;
+        self.bytes += entry.bytes;
+    }
+
+    fn remove(&mut self, entry: Weight) {
+        let kind = if entry.live { &mut self.keys } else { &mut self.tombstones };
+        *kind = kind.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(entry.bytes);
+    }
+}
+
+/// What an entry adds to the totals.
+#[derive(Clone, Copy)]
+struct Weight {
+    live: bool,
+    bytes: u64,
+}
+
+/// An entry of the batch being built.
+struct Staged {
+    stored: Stored,
+    /// What the store had; `None` when nothing.
+    before: Option<Weight>,
+    changed: bool,
+}
+
+/// Applies changes, one batch after the other.
+pub(crate) struct Writer<T> {
+    store: Arc<T>,
+    identity: Identity,
+    clock: Arc<Clock>,
+    durability: Durability,
+    totals: watch::Sender<Totals>,
+    stopped: watch::Sender<bool>,
+}
+
+impl<T: Store> Writer<T> {
+    /// The writer, and where it shows that it has stopped and how much there is.
+    pub(crate) fn new(
+        store: Arc<T>,
+        identity: Identity,
+        clock: Arc<Clock>,
+        durability: Durability,
+    ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
+        let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
+        let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
+        let (totals, watched_totals) = watch::channel(known);
+        let (stopped, watched_stop) = watch::channel(false);
+        Ok((Self { store, identity, clock, durability, totals, stopped }, watched_stop, watched_totals))
+    }
+
+    /// Runs until told to stop and the queue is empty.
+    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Change>, mut stop: watch::Receiver<bool>) {
+        let mut changes = Vec::new();
+        loop {
+            let received = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop), if !queue.is_closed() => {
+                    queue.close();
+                    continue;
+                }
+                received = queue.recv_many(&mut changes, BATCH_LEN_MAX) => received,
+            };
+            if received == 0 {
+                break;
+            }
+            self.apply(changes.drain(..)).await;
+        }
+        self.stopped.send_replace(true);
+    }
+
+    async fn apply(&mut self, changes: impl Iterator<Item = Change>) {
+        let mut staged = BTreeMap::new();
+        let waiting: Vec<Waiting> = changes.filter_map(|change| self.stage(change, &mut staged)).collect();
+        let committed = self.commit(staged).await;
+        if let Err(error) = &committed {
+            tracing::error!(%error, "commit failed");
+        }
+        waiting.into_iter().for_each(|waiting| waiting.answer(committed.clone()));
+    }
+
+    /// Applies one change to the staged entries. Refusals are answered at once.
+    fn stage(&mut self, change: Change, staged: &mut BTreeMap<Bytes, Staged>) -> Option<Waiting> {
+        match change {
+            Change::Event { key, context, op, body, done } => {
+                let result = self.entry(&key, staged).and_then(|entry| {
+                    self.event(entry, context, op, body)?;
+                    Ok(entry.stored.record.clone())
+                });
+                or_refuse(result, done).map(|(record, done)| Waiting::Record(done, record))
+            }
+            Change::Merge { key, record, done } => {
+                let result = self.entry(&key, staged).and_then(|entry| merge(entry, &record));
+                or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
+            }
+            Change::Discard { key, context, done } => {
+                let result = self.entry(&key, staged).map(|entry| {
+                    entry.stored.record.discard(&context);
+                    entry.changed = true;
+                    entry.stored.record.clone()
+                });
+                or_refuse(result, done).map(|(record, done)| Waiting::Record(done, record))
+            }
+        }
+    }
+
+    /// The key's entry in this batch, from the store if this is the first change to it.
+    fn entry<'a>(
+        &self,
+        key: &[u8],
+        staged: &'a mut BTreeMap<Bytes, Staged>,
+    ) -> Result<&'a mut Staged, ReplicaError> {
+        use std::collections::btree_map::Entry;
+        match staged.entry(store_key(key)) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(slot) => {
+                let bytes = self.store.get(Keyspace::Records, slot.key())?;
+                let stored = bytes.as_ref().map(Stored::decode).transpose()?.unwrap_or_default();
+                let before = bytes.map(|bytes| weight(slot.key(), &stored, bytes.len()));
+                Ok(slot.insert(Staged { stored, before, changed: false }))
+            }
+        }
+    }
+
+    fn event(
+        &mut self,
+        entry: &mut Staged,
+        context: Option<VersionVector>,
+        op: OpId,
+        body: Body,
+    ) -> Result<(), ReplicaError> {
+        let Stored { record, own } = &mut entry.stored;
+        if record.written_by(op).is_some() {
+            return Ok(());
+        }
+        let context = context.unwrap_or_else(|| record.vv().clone());
+        let kept = record.siblings().iter().filter(|sibling| !context.covers(sibling.dot));
+        let len = body.len() + kept.map(|sibling| sibling.write.body.len()).sum::<usize>();
+        if len > RECORD_LEN_MAX {
+            return Err(ReplicaError::Refused(Refusal::TooLong {
+                what: "record, all its siblings together".into(),
+                len: len as u64,
+                len_max: RECORD_LEN_MAX as u64,
+            }));
+        }
+        let mut known = record.vv().clone();
+        known.merge(&context);
+        let dot = self.identity.next_dot(&known, *own);
+        record.event(&context, dot, Write { op, hlc: self.clock.tick(), expires: None, body });
+        *own = Some(dot);
+        entry.changed = true;
+        Ok(())
+    }
+
+    /// Commits what changed. Returns when it is as durable as promised.
+    async fn commit(&mut self, staged: BTreeMap<Bytes, Staged>) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        let mut totals = *self.totals.borrow();
+        for (store_key, entry) in staged.into_iter().filter(|(_, entry)| entry.changed) {
+            let bytes = entry.stored.encode();
+            entry.before.into_iter().for_each(|before| totals.remove(before));
+            totals.add(weight(&store_key, &entry.stored, bytes.len()));
+            batch.put(Keyspace::Records, store_key, bytes);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.put(Keyspace::Meta, Bytes::from_static(TOTALS_KEY), totals.encode());
+        let leased = self.identity.stage_lease(&mut batch);
+        let durability = if leased { Durability::Fsync } else { self.durability };
+        self.store.commit(batch, durability).await?;
+        self.totals.send_replace(totals);
+        Ok(())
+    }
+}
+
+fn weight(store_key: &Bytes, stored: &Stored, value_len: usize) -> Weight {
+    Weight { live: stored.is_live(), bytes: (store_key.len() + value_len) as u64 }
+}
+
+fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> {
+    let ours = &mut entry.stored.record;
+    let missed = ours.dots_unknown_to(record.vv());
+    if !ours.includes(record) {
+        let mut merged = ours.clone();
+        merged.merge(record);
+        if !fits(&merged) {
+            let what = "a record of this many versions".into();
+            return Err(ReplicaError::Refused(Refusal::Invalid(what)));
+        }
+        *ours = merged;
+        entry.changed = true;
+    }
+    Ok(missed)
+}
+
+/// Passes a result on with its addressee, or tells the addressee of the error.
+fn or_refuse<A>(result: Result<A, ReplicaError>, done: Done<A>) -> Option<(A, Done<A>)> {
+    match result {
+        Ok(answer) => Some((answer, done)),
+        Err(error) => {
+            drop(done.send(Err(error)));
+            None
+        }
+    }
+}
