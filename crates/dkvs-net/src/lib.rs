@@ -46,7 +46,7 @@ pub mod faults;
 
 pub use config::EndpointConfig;
 pub use endpoint::{CallError, Counters, Endpoint, NoService, Patience, Service};
-pub use port::Port;
+pub use port::{Port, resolve};
 pub use socket::Socket;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

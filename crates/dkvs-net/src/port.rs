@@ -174,3 +174,13 @@ impl Socket for Port {
         Ok((stream, from))
     }
 }
+
+/// Finds the address of a server named by an IP address or a host name. IPv4 is preferred where a name has both.
+///
+/// # Errors
+/// When the name has no address.
+pub async fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    let v4 = addresses.iter().find(|address| address.is_ipv4());
+    v4.or(addresses.first()).copied().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))
+}

@@ -1,0 +1,356 @@
+//! A client: the ring, a port to call from, and the choice of whom to ask.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_core::quorum::Quorum;
+use dkvs_core::record::OpId;
+use dkvs_core::ring::Ring;
+use dkvs_core::servers::{ServerEntry, ServerIndex, ServerList, ServerName};
+use dkvs_net::{CallError, Endpoint, NoService, Patience, Port, Socket, resolve};
+use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, RingReport, RingServer};
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, OwnerAnswer, QuorumMissed};
+use dkvs_proto::message::{Answer, Refusal, Request};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
+
+use crate::config::ClientConfig;
+use crate::error::{Error, OwnerReport, QuorumKind, QuorumReport, in_words};
+use crate::request::{Get, Put};
+
+/// Part of an operation's time after which a server that shows no sign of life is passed over.
+const SILENCE_SHARE: u32 = 4;
+const SILENCE_MAX: Duration = Duration::from_millis(250);
+
+/// How long a silent server is asked last.
+const SUSPICION: Duration = Duration::from_secs(5);
+
+/// A client of a cluster. Cheap to clone; clones share the port and may be used at the same time.
+pub struct Client<S: Socket = Port> {
+    inner: Arc<Inner<S>>,
+}
+
+impl<S: Socket> Clone for Client<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<S: Socket> std::fmt::Debug for Client<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Client of {:?}", self.inner.ring)
+    }
+}
+
+struct Inner<S: Socket> {
+    ring: Ring,
+    addresses: Vec<SocketAddr>,
+    endpoint: Endpoint<S>,
+    config: ClientConfig,
+    defaults: Option<Quorum>,
+    client_id: u64,
+    operations: AtomicU64,
+    suspects: Mutex<BTreeMap<ServerIndex, Instant>>,
+}
+
+impl Client {
+    /// Asks the server at `HOST:PORT` for the ring, and becomes a client of its cluster.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the text is not an address, [`Error::Connect`] when nobody answers there.
+    pub async fn connect(server: &str) -> Result<Self, Error> {
+        Self::connect_with(server, ClientConfig::default()).await
+    }
+
+    /// [`Client::connect`] with settings.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_with(server: &str, config: ClientConfig) -> Result<Self, Error> {
+        let name: ServerName = server.parse()?;
+        let failed = |reason: String| Error::Connect { server: server.to_owned(), reason };
+        let to = resolve_name(&name).await?;
+        let port = Port::for_calls(&[to]).await?;
+        let (endpoint, _) = endpoint(port, &config)?;
+        let patience = Patience::until(Instant::now() + config.timeout);
+        let answer = endpoint.call(to, &Request::Admin(AdminRequest::Ring), patience).await;
+        let report = match answer.map_err(|error| failed(error.to_string()))? {
+            Answer::Admin(AdminAnswer::Ring(report)) => report,
+            Answer::Admin(AdminAnswer::Refused(refusal)) => return Err(failed(in_words(&refusal))),
+            Answer::Admin(_) | Answer::Client(_) | Answer::Replica(_) => {
+                return Err(failed("it answered another question".into()));
+            }
+        };
+        let defaults = Quorum::new(report.n.into(), report.r.into(), report.w.into()).ok();
+        let servers = server_list(report).map_err(failed)?;
+        Self::build(servers, defaults, config).await
+    }
+
+    /// A client of the cluster whose `servers.txt` this is. Sends nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] when a host name has no address.
+    pub async fn with_servers(servers: ServerList, config: ClientConfig) -> Result<Self, Error> {
+        Self::build(servers, None, config).await
+    }
+
+    async fn build(servers: ServerList, defaults: Option<Quorum>, config: ClientConfig) -> Result<Self, Error> {
+        let mut addresses = Vec::with_capacity(servers.len());
+        for entry in &servers {
+            addresses.push(resolve_name(&entry.name).await?);
+        }
+        let port = Port::for_calls(&addresses).await?;
+        Self::with_socket(port, Ring::new(servers), addresses, defaults, config)
+    }
+}
+
+async fn resolve_name(name: &ServerName) -> Result<SocketAddr, Error> {
+    let resolved = resolve(&name.host().to_string(), name.port()).await;
+    resolved.map_err(|error| Error::Connect { server: name.to_string(), reason: error.to_string() })
+}
+
+fn server_list(report: RingReport) -> Result<ServerList, String> {
+    let entry = |server: RingServer| {
+        let name = ServerName::new(&server.host, server.port).map_err(|error| error.to_string())?;
+        Ok(ServerEntry { name, nodes: server.nodes })
+    };
+    let entries = report.servers.into_iter().map(entry).collect::<Result<Vec<_>, String>>()?;
+    ServerList::new(entries).map_err(|error| error.to_string())
+}
+
+fn endpoint<S: Socket>(socket: S, config: &ClientConfig) -> Result<(Endpoint<S>, StdRng), Error> {
+    let mut random = StdRng::seed_from_u64(config.seed.unwrap_or_else(rand::random));
+    let transport = config.endpoint.clone().validated()?;
+    let endpoint = Endpoint::start::<NoService>(socket, transport, random.next_u64(), None);
+    Ok((endpoint, random))
+}
+
+impl<S: Socket> Client<S> {
+    /// A client on a socket of one's own: a simulated one, or where the ring's names are not where servers receive.
+    /// `addresses` are in the ring's order.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is not one address for each server, or a setting is out of its range.
+    pub fn with_socket(
+        socket: S,
+        ring: Ring,
+        addresses: Vec<SocketAddr>,
+        defaults: Option<Quorum>,
+        config: ClientConfig,
+    ) -> Result<Self, Error> {
+        if addresses.len() != ring.servers().len() {
+            let (given, servers) = (addresses.len(), ring.servers().len());
+            return Err(Error::Usage(format!("{given} addresses for a ring of {servers} servers")));
+        }
+        let (endpoint, mut random) = endpoint(socket, &config)?;
+        let inner = Inner {
+            ring,
+            addresses,
+            endpoint,
+            config,
+            defaults,
+            client_id: random.next_u64(),
+            operations: AtomicU64::new(0),
+            suspects: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The ring.
+    #[must_use]
+    pub fn ring(&self) -> &Ring {
+        &self.inner.ring
+    }
+
+    /// Where a server of the ring receives.
+    #[must_use]
+    pub fn address(&self, server: ServerIndex) -> Option<SocketAddr> {
+        self.inner.addresses.get(server.as_usize()).copied()
+    }
+
+    /// Writes a value. Await the builder to send it.
+    pub fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Put<S> {
+        Put::value(self.clone(), key.into(), value.into())
+    }
+
+    /// Deletes a key; deleting one that does not exist succeeds. Await the builder to send it.
+    pub fn delete(&self, key: impl Into<Bytes>) -> Put<S> {
+        Put::tombstone(self.clone(), key.into())
+    }
+
+    /// Reads a key. Await the builder to send it.
+    pub fn get(&self, key: impl Into<Bytes>) -> Get<S> {
+        Get::new(self.clone(), key.into())
+    }
+
+    /// The quorum a request gets that asks for these, on this client's ring.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the numbers make no quorum.
+    pub fn quorum(&self, n: Option<usize>, r: Option<usize>, w: Option<usize>) -> Result<Quorum, Error> {
+        let config = &self.inner.config;
+        let servers = self.inner.ring.servers().len();
+        let chosen_n = n.or(config.n);
+        // The cluster's own quorums belong to the cluster's own n.
+        let defaults = self.inner.defaults.filter(|defaults| chosen_n.is_none_or(|n| n == defaults.n()));
+        let n = chosen_n.or(defaults.map(Quorum::n));
+        let r = r.or(config.r).or(defaults.map(Quorum::r));
+        let w = w.or(config.w).or(defaults.map(Quorum::w));
+        Ok(Quorum::with_defaults(servers, n, r, w)?)
+    }
+
+    pub(crate) fn config(&self) -> &ClientConfig {
+        &self.inner.config
+    }
+
+    pub(crate) fn next_op(&self) -> OpId {
+        let sequence = self.inner.operations.fetch_add(1, Ordering::Relaxed);
+        OpId { client: self.inner.client_id, sequence }
+    }
+
+    /// Sends an operation to the owners of its key, one after the other until one coordinates it; then to the other
+    /// servers, which pass it on. `request` makes the message from the milliseconds that are left.
+    pub(crate) async fn coordinate(
+        &self,
+        key: &[u8],
+        kind: QuorumKind,
+        deadline: Instant,
+        request: impl Fn(u32) -> ClientRequest,
+    ) -> Result<ClientAnswer, Error> {
+        let start = Instant::now();
+        let silence = (deadline.saturating_duration_since(start) / SILENCE_SHARE).min(SILENCE_MAX);
+        let mut tried = Vec::new();
+        let mut maybe_done = false;
+        for server in self.candidates(key) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let request = Request::Client(request(u32::try_from(left.as_millis()).unwrap_or(u32::MAX)));
+            let patience = Patience { deadline, silence: Some(silence) };
+            let to = self.inner.addresses[server.as_usize()];
+            let answer = self.inner.endpoint.call(to, &request, patience).await;
+            let failure = match answer {
+                Ok(Answer::Client(ClientAnswer::Failed(failure))) => self.failed(server, kind, failure)?,
+                Ok(Answer::Client(answer)) => {
+                    self.suspects().remove(&server);
+                    return Ok(answer);
+                }
+                Ok(Answer::Replica(_) | Answer::Admin(_)) => OwnerReport::Failed("answered another question".into()),
+                Err(error) => {
+                    maybe_done |= !error.nothing_was_done();
+                    self.suspects().insert(server, Instant::now());
+                    silent(&error)
+                }
+            };
+            tried.push((self.name(server), failure));
+        }
+        let report = QuorumReport { kind: QuorumKind::Coordinator, needed: 1, owners: tried, waited: start.elapsed() };
+        Err(if kind == QuorumKind::Write && maybe_done { Error::Unknown(report) } else { Error::Unavailable(report) })
+    }
+
+    /// The servers to ask, best first: owners before others, those that were silent lately last.
+    fn candidates(&self, key: &[u8]) -> Vec<ServerIndex> {
+        let ring = &self.inner.ring;
+        let mut candidates = ring.owners_of_key(key, ring.servers().len()).to_vec();
+        let mut suspects = self.suspects();
+        suspects.retain(|_, since| since.elapsed() < SUSPICION);
+        candidates.sort_by_key(|server| suspects.contains_key(server));
+        candidates
+    }
+
+    /// What to make of a coordinator's failure: an error, or a reason to ask the next server.
+    fn failed(&self, server: ServerIndex, kind: QuorumKind, failure: Failure) -> Result<OwnerReport, Error> {
+        match failure {
+            Failure::Quorum(missed) => Err(self.missed(kind, missed)),
+            Failure::Refused(refusal) => match refusal {
+                Refusal::Overloaded | Refusal::Stopping | Refusal::NotOwner | Refusal::Storage(_) => {
+                    Ok(OwnerReport::Failed(in_words(&refusal)))
+                }
+                Refusal::WrongRing { ring } => Err(Error::WrongRing {
+                    server: self.name(server),
+                    theirs: ring.to_string(),
+                    ours: self.inner.ring.id().to_string(),
+                }),
+                Refusal::BadContext | Refusal::TooLong { .. } | Refusal::Invalid(_) => {
+                    Err(Error::Refused { server: self.name(server), reason: in_words(&refusal) })
+                }
+            },
+        }
+    }
+
+    fn missed(&self, kind: QuorumKind, missed: QuorumMissed) -> Error {
+        let owner = |(server, answer): (ServerIndex, OwnerAnswer)| {
+            let report = match answer {
+                OwnerAnswer::Ok => OwnerReport::Ok,
+                OwnerAnswer::TimedOut => OwnerReport::TimedOut,
+                OwnerAnswer::Refused(refusal) => OwnerReport::Failed(in_words(&refusal)),
+            };
+            (self.name(server), report)
+        };
+        let report = QuorumReport {
+            kind,
+            needed: missed.needed.into(),
+            owners: missed.owners.into_iter().filter(|(server, _)| self.knows(*server)).map(owner).collect(),
+            waited: Duration::from_millis(missed.waited_ms.into()),
+        };
+        if kind == QuorumKind::Write { Error::Unknown(report) } else { Error::Unavailable(report) }
+    }
+
+    fn knows(&self, server: ServerIndex) -> bool {
+        server.as_usize() < self.inner.addresses.len()
+    }
+
+    /// The name of a server of this ring.
+    pub(crate) fn name(&self, server: ServerIndex) -> ServerName {
+        self.inner.ring.servers()[server].name.clone()
+    }
+
+    pub(crate) fn names(&self, servers: Vec<ServerIndex>) -> Vec<ServerName> {
+        servers.into_iter().filter(|&server| self.knows(server)).map(|server| self.name(server)).collect()
+    }
+
+    fn suspects(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerIndex, Instant>> {
+        self.inner.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks one server about itself.
+    pub(crate) async fn ask_admin(
+        &self,
+        server: ServerIndex,
+        request: AdminRequest,
+        by_stream: bool,
+    ) -> Result<AdminAnswer, Error> {
+        let failed = |reason: String| Error::Connect { server: self.name(server).to_string(), reason };
+        let to = self.address(server).ok_or_else(|| Error::Usage(format!("there is no server {server}")))?;
+        let patience = Patience::until(Instant::now() + self.inner.config.timeout);
+        let request = Request::Admin(request);
+        let answer = if by_stream {
+            self.inner.endpoint.call_by_stream(to, &request, patience).await
+        } else {
+            self.inner.endpoint.call(to, &request, patience).await
+        };
+        match answer.map_err(|error| failed(error.to_string()))? {
+            Answer::Admin(AdminAnswer::Refused(refusal)) => Err(failed(in_words(&refusal))),
+            Answer::Admin(answer) => Ok(answer),
+            Answer::Client(_) | Answer::Replica(_) => Err(failed("it answered another question".into())),
+        }
+    }
+}
+
+fn silent(error: &CallError) -> OwnerReport {
+    match error {
+        CallError::Silent(_) | CallError::TimedOut => OwnerReport::TimedOut,
+        CallError::Overloaded
+        | CallError::TooLong { .. }
+        | CallError::Connect(_)
+        | CallError::Closed
+        | CallError::Broken(_)
+        | CallError::Malformed(_) => OwnerReport::Failed(error.to_string()),
+    }
+}

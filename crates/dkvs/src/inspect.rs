@@ -1,0 +1,110 @@
+//! Looking at servers: how they are, and what they hold.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_core::servers::ServerIndex;
+use dkvs_net::Socket;
+use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanPage, StatusReport};
+use dkvs_proto::message::client::Token;
+
+use crate::client::Client;
+use crate::error::Error;
+
+/// Bytes of keys and values asked for in one page.
+const PAGE_LEN: u32 = 256 * 1024;
+
+/// How one server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The release it runs.
+    pub version: String,
+    /// The fingerprint of its ring, 16 hexadecimal digits.
+    pub ring: String,
+    /// Since it started.
+    pub uptime: Duration,
+    /// Keys with a value.
+    pub keys: u64,
+    /// Keys whose deletion is still remembered.
+    pub tombstones: u64,
+    /// Bytes of keys and values stored.
+    pub bytes: u64,
+    /// Where the data is; empty when it is in memory.
+    pub data_dir: String,
+    /// The largest lead of another server's clock that it did not follow.
+    pub clock_skew: Duration,
+    /// Datagrams it dropped as not ours, damaged or malformed.
+    pub junk_datagrams: u64,
+}
+
+/// One key a server holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Bytes,
+    /// The value a get would show.
+    pub value: Bytes,
+    /// How many values there are that nobody has replaced.
+    pub siblings: u32,
+}
+
+/// Part of what a server holds, and where to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// In the order of partitions, then keys.
+    pub entries: Vec<Entry>,
+    /// For the next call; `None` at the end.
+    pub next: Option<Bytes>,
+}
+
+impl<S: Socket> Client<S> {
+    /// Asks a server how it is.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] when it does not answer.
+    pub async fn status(&self, server: ServerIndex) -> Result<Status, Error> {
+        match self.ask_admin(server, AdminRequest::Status, false).await? {
+            AdminAnswer::Status(report) => Ok(status(report)),
+            AdminAnswer::Ring(_) | AdminAnswer::Page(_) | AdminAnswer::Refused(_) => Err(self.nonsense(server)),
+        }
+    }
+
+    /// One page of what a server holds, whoever owns it. Start with `None`, go on with the page's `next`.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] when it does not answer.
+    pub async fn page(&self, server: ServerIndex, after: Option<Bytes>) -> Result<Page, Error> {
+        let request = AdminRequest::Scan { after: after.map(Token), len_max: PAGE_LEN };
+        match self.ask_admin(server, request, true).await? {
+            AdminAnswer::Page(page) => Ok(read_page(page)),
+            AdminAnswer::Ring(_) | AdminAnswer::Status(_) | AdminAnswer::Refused(_) => Err(self.nonsense(server)),
+        }
+    }
+
+    fn nonsense(&self, server: ServerIndex) -> Error {
+        Error::Connect { server: self.name(server).to_string(), reason: "it answered another question".into() }
+    }
+}
+
+fn status(report: StatusReport) -> Status {
+    Status {
+        version: report.version,
+        ring: report.ring.to_string(),
+        uptime: Duration::from_millis(report.uptime_ms),
+        keys: report.keys,
+        tombstones: report.tombstones,
+        bytes: report.bytes,
+        data_dir: report.data_dir,
+        clock_skew: Duration::from_millis(report.clock_skew_ms),
+        junk_datagrams: report.junk_datagrams,
+    }
+}
+
+fn read_page(page: ScanPage) -> Page {
+    let entry = |entry: dkvs_proto::message::admin::ScanEntry| Entry {
+        key: entry.key,
+        value: entry.value,
+        siblings: entry.siblings,
+    };
+    Page { entries: page.entries.into_iter().map(entry).collect(), next: page.next.map(|token| token.0) }
+}

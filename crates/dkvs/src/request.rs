@@ -1,0 +1,284 @@
+//! Operations: built, then awaited.
+
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_core::limits::KEY_LEN_MAX;
+use dkvs_core::servers::ServerName;
+use dkvs_net::{Port, Socket};
+use dkvs_proto::message::client::{self as wire, ClientAnswer, ClientRequest, GetDone, PutBody, PutDone, Token};
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::context::Context;
+use crate::error::{Error, QuorumKind};
+
+/// A put or a delete to be sent; await it.
+#[must_use = "an operation is sent when it is awaited"]
+#[derive(Clone, Debug)]
+pub struct Put<S: Socket = Port> {
+    client: Client<S>,
+    key: Bytes,
+    body: PutBody,
+    context: Option<Context>,
+    n: Option<usize>,
+    w: Option<usize>,
+    timeout: Duration,
+}
+
+/// A get to be sent; await it.
+#[must_use = "an operation is sent when it is awaited"]
+#[derive(Clone, Debug)]
+pub struct Get<S: Socket = Port> {
+    client: Client<S>,
+    key: Bytes,
+    n: Option<usize>,
+    r: Option<usize>,
+    timeout: Duration,
+    siblings: bool,
+}
+
+/// A write that is held by `w` servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    acked: Vec<ServerName>,
+    context: Context,
+}
+
+impl Written {
+    /// The servers that had acknowledged when the answer was sent: at least `w`.
+    #[must_use]
+    pub fn acked(&self) -> &[ServerName] {
+        &self.acked
+    }
+
+    /// What the client has seen of the key now that it knows its own write.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+}
+
+/// What a read found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Got {
+    values: Vec<Option<Bytes>>,
+    sibling_count: usize,
+    context: Context,
+    answered: Vec<ServerName>,
+}
+
+impl Got {
+    /// The value; `None` when the key was never written or its deletion is the latest.
+    #[must_use]
+    pub fn value(&self) -> Option<&Bytes> {
+        self.values.first()?.as_ref()
+    }
+
+    /// All values that nobody has replaced, latest first, `None` for a deletion. Only the first of them unless
+    /// [`Get::siblings`] asked for all.
+    #[must_use]
+    pub fn siblings(&self) -> &[Option<Bytes>] {
+        &self.values
+    }
+
+    /// How many values there are that nobody has replaced; more than one after concurrent writes.
+    #[must_use]
+    pub fn sibling_count(&self) -> usize {
+        self.sibling_count
+    }
+
+    /// What was seen: hand it to the put or delete that follows from this read.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The servers that had answered: at least `r`.
+    #[must_use]
+    pub fn answered(&self) -> &[ServerName] {
+        &self.answered
+    }
+}
+
+impl<S: Socket> Put<S> {
+    pub(crate) fn value(client: Client<S>, key: Bytes, value: Bytes) -> Self {
+        Self::new(client, key, PutBody::Value(value))
+    }
+
+    pub(crate) fn tombstone(client: Client<S>, key: Bytes) -> Self {
+        Self::new(client, key, PutBody::Tombstone)
+    }
+
+    fn new(client: Client<S>, key: Bytes, body: PutBody) -> Self {
+        let timeout = client.config().timeout;
+        Self { client, key, body, context: None, n: None, w: None, timeout }
+    }
+
+    /// Keeps `n` copies.
+    pub fn n(mut self, n: usize) -> Self {
+        self.n = Some(n);
+        self
+    }
+
+    /// Waits until `w` servers hold it.
+    pub fn w(mut self, w: usize) -> Self {
+        self.w = Some(w);
+        self
+    }
+
+    /// Replaces exactly what was seen when the context was handed out. Without a context, everything acknowledged
+    /// before.
+    pub fn context(mut self, context: &Context) -> Self {
+        self.context = Some(context.clone());
+        self
+    }
+
+    /// How long it may take, everything included.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    async fn send(self) -> Result<Written, Error> {
+        let deadline = Instant::now() + self.timeout;
+        check_key(&self.key)?;
+        if let PutBody::Value(value) = &self.body {
+            let len_max = self.client.config().value_len_max;
+            if value.len() > len_max {
+                let len = value.len();
+                return Err(Error::Usage(format!("the value has {len} bytes; at most {len_max} are allowed")));
+            }
+        }
+        let quorum = self.client.quorum(self.n, None, self.w)?;
+        let put = wire::Put {
+            ring: self.client.ring().id(),
+            key: self.key.clone(),
+            body: self.body,
+            // The context of a key never written says that nothing was seen, which no server needs to be told twice.
+            context: self.context.map(|context| Token(seen(&self.key, context))),
+            n: wire_number(quorum.n()),
+            w: wire_number(quorum.w()),
+            op: self.client.next_op(),
+            timeout_ms: 0,
+            forwarded: false,
+        };
+        let request = |timeout_ms| ClientRequest::Put(wire::Put { timeout_ms, ..put.clone() });
+        match self.client.coordinate(&self.key, QuorumKind::Write, deadline, request).await? {
+            ClientAnswer::Put(PutDone { acked, context }) => {
+                Ok(Written { acked: self.client.names(acked), context: Context(context.0) })
+            }
+            ClientAnswer::Get(_) | ClientAnswer::Failed(_) => Err(nonsense()),
+        }
+    }
+}
+
+impl<S: Socket> Get<S> {
+    pub(crate) fn new(client: Client<S>, key: Bytes) -> Self {
+        let timeout = client.config().timeout;
+        Self { client, key, n: None, r: None, timeout, siblings: false }
+    }
+
+    /// Asks `n` copies.
+    pub fn n(mut self, n: usize) -> Self {
+        self.n = Some(n);
+        self
+    }
+
+    /// Waits until `r` servers agree.
+    pub fn r(mut self, r: usize) -> Self {
+        self.r = Some(r);
+        self
+    }
+
+    /// How long it may take, everything included.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Brings all siblings, not only the latest.
+    pub fn siblings(mut self) -> Self {
+        self.siblings = true;
+        self
+    }
+
+    async fn send(self) -> Result<Got, Error> {
+        let deadline = Instant::now() + self.timeout;
+        check_key(&self.key)?;
+        let quorum = self.client.quorum(self.n, self.r, None)?;
+        let request = |timeout_ms| {
+            ClientRequest::Get(wire::Get {
+                ring: self.client.ring().id(),
+                key: self.key.clone(),
+                n: wire_number(quorum.n()),
+                r: wire_number(quorum.r()),
+                timeout_ms,
+                siblings: self.siblings,
+            })
+        };
+        match self.client.coordinate(&self.key, QuorumKind::Read, deadline, request).await? {
+            ClientAnswer::Get(done) => Ok(self.got(done)),
+            ClientAnswer::Put(_) | ClientAnswer::Failed(_) => Err(nonsense()),
+        }
+    }
+
+    fn got(&self, done: GetDone) -> Got {
+        let value = |body| match body {
+            PutBody::Value(value) => Some(value),
+            PutBody::Tombstone => None,
+        };
+        Got {
+            values: done.values.into_iter().map(value).collect(),
+            sibling_count: done.siblings as usize,
+            context: done.context.map(|token| Context(token.0)).unwrap_or_default(),
+            answered: self.client.names(done.answered),
+        }
+    }
+}
+
+impl<S: Socket> IntoFuture for Put<S> {
+    type Output = Result<Written, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+impl<S: Socket> IntoFuture for Get<S> {
+    type Output = Result<Got, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+fn check_key(key: &[u8]) -> Result<(), Error> {
+    match key.len() {
+        0 => Err(Error::Usage("the key is empty; it must have at least 1 byte".into())),
+        1..=KEY_LEN_MAX => Ok(()),
+        len => Err(Error::Usage(format!("the key has {len} bytes; at most {KEY_LEN_MAX} are allowed"))),
+    }
+}
+
+/// An empty context means that the key was read and nothing was there: a vector that covers nothing.
+fn seen(key: &[u8], context: Context) -> Bytes {
+    if context.is_empty() {
+        dkvs_proto::context::encode(key, &dkvs_core::version::VersionVector::new())
+    } else {
+        context.0
+    }
+}
+
+/// Quorums are at most as large as the ring, which counts its servers in 16 bits.
+fn wire_number(number: usize) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
+}
+
+fn nonsense() -> Error {
+    Error::Usage("the server answered another question; its release does not match this client's".into())
+}
