@@ -1,1 +1,229 @@
-//! tests
+//! Clusters in one process, on real sockets, for tests.
+//!
+//! A [`Cluster`] is a ring and its servers, each on a port the system chose, with its data in memory and behind a
+//! [`FaultySocket`] that can lose and repeat datagrams. A server can be killed, and started again with or without what
+//! it knew. Nothing here sleeps: what takes time is waited for with a deadline.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs::{Client, ClientConfig, Ring, ServerIndex, ServerList, ServerName};
+use dkvs_cluster::{Server, ServerConfig};
+use dkvs_core::record::Record;
+use dkvs_core::servers::ServerEntry;
+use dkvs_net::faults::{Faults, FaultySocket};
+use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience, Port};
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest};
+use dkvs_proto::message::{Answer, Request};
+use dkvs_storage::{MemoryStore, Start};
+use tokio::time::Instant;
+
+pub mod processes;
+
+/// Long enough for anything that is not stuck, however busy the machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A socket of a test: real, with faults.
+pub type TestSocket = FaultySocket<Port>;
+
+/// A client of a test cluster.
+pub type TestClient = Client<TestSocket>;
+
+/// Any wall time will do.
+const WALL_MS: i64 = 1_700_000_000_000;
+
+/// What a cluster is to be like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The ring's servers.
+    pub servers: Vec<ServerEntry>,
+    /// Pairs that all servers are given at start.
+    pub initial: Vec<(Bytes, Bytes)>,
+    /// How bad the network is, for servers and clients.
+    pub faults: Faults,
+    /// Where the faults come from.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// `count` equal servers. Their names are those of documentation addresses: where they really are, only the
+    /// cluster knows.
+    #[must_use]
+    pub fn of(count: u16) -> Self {
+        let entry = |number| ServerEntry { name: name(&format!("192.0.2.{number}"), 1234), nodes: 16 };
+        Self::with((1..=count).map(entry).collect())
+    }
+
+    /// These servers.
+    #[must_use]
+    pub fn with(servers: Vec<ServerEntry>) -> Self {
+        Self { servers, initial: Vec::new(), faults: Faults::default(), seed: 1 }
+    }
+}
+
+/// A server's name.
+///
+/// # Panics
+/// When it is none.
+#[must_use]
+pub fn name(host: &str, port: u16) -> ServerName {
+    ServerName::new(host, port).expect("a server's name")
+}
+
+struct Member {
+    store: Arc<MemoryStore>,
+    running: Option<Server<TestSocket, Arc<MemoryStore>>>,
+    skew_ms: Arc<AtomicI64>,
+    starts: u64,
+}
+
+/// Servers in this process.
+pub struct Cluster {
+    plan: Plan,
+    ring: Arc<Ring>,
+    addresses: Vec<SocketAddr>,
+    members: Vec<Member>,
+}
+
+impl Cluster {
+    /// Starts all servers of the plan.
+    pub async fn start(plan: Plan) -> Self {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let ring = Arc::new(Ring::new(ServerList::new(plan.servers.clone()).expect("a ring")));
+        let mut ports = Vec::new();
+        for _ in ring.servers() {
+            ports.push(Port::bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port"));
+        }
+        let addresses = ports.iter().map(|port| dkvs_net::Socket::local_addr(port)).collect();
+        let member = |_| Member {
+            store: Arc::new(MemoryStore::new()),
+            running: None,
+            skew_ms: Arc::default(),
+            starts: 0,
+        };
+        let members = (0..ports.len()).map(member).collect();
+        let mut cluster = Self { plan, ring, addresses, members };
+        for (server, port) in cluster.servers().into_iter().zip(ports) {
+            cluster.run(server, port, Start::New).await;
+        }
+        cluster
+    }
+
+    /// The ring.
+    #[must_use]
+    pub fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+
+    /// All servers.
+    #[must_use]
+    pub fn servers(&self) -> Vec<ServerIndex> {
+        self.ring.servers().indices().collect()
+    }
+
+    /// The owners of a key, first to last.
+    #[must_use]
+    pub fn owners(&self, key: &str, n: usize) -> Vec<ServerIndex> {
+        self.ring.owners_of_key(key.as_bytes(), n).to_vec()
+    }
+
+    /// Where a server receives.
+    #[must_use]
+    pub fn address(&self, server: ServerIndex) -> SocketAddr {
+        self.addresses[server.as_usize()]
+    }
+
+    async fn run(&mut self, server: ServerIndex, port: Port, start: Start) {
+        let (seed, initial) = (self.plan.seed, self.plan.initial.clone());
+        let member = &mut self.members[server.as_usize()];
+        member.starts += 1;
+        let skew_ms = member.skew_ms.clone();
+        let wall_clock = Arc::new(move || (WALL_MS + skew_ms.load(Ordering::Relaxed)).unsigned_abs());
+        let unique = seed << 32 | u64::from(server.number()) << 16 | member.starts;
+        let config =
+            ServerConfig::new(self.ring.clone(), server, self.addresses.clone(), wall_clock, unique);
+        let socket = FaultySocket::new(port, self.plan.faults, unique);
+        let store = member.store.clone();
+        let running = Server::start(socket, store, start, initial, config.expect("a ring")).await;
+        member.running = Some(running.expect("a server on an empty store"));
+    }
+
+    /// Kills a server: it stops in the middle of whatever it does. What it has stored stays.
+    pub fn kill(&mut self, server: ServerIndex) {
+        self.members[server.as_usize()].running = None;
+    }
+
+    /// Starts a killed server on what it had stored.
+    pub async fn restart(&mut self, server: ServerIndex) {
+        let address = self.address(server);
+        // The port is free once the killed server's last task has ended.
+        let port = eventually("the port to be free", || async { Port::bind(address).await.ok() }).await;
+        self.run(server, port, Start::Unclean).await;
+    }
+
+    /// Starts a killed server on an empty store.
+    pub async fn restart_wiped(&mut self, server: ServerIndex) {
+        self.members[server.as_usize()].store = Arc::new(MemoryStore::new());
+        self.restart(server).await;
+    }
+
+    /// Sets a server's wall clock wrong by this much.
+    pub fn skew_clock(&self, server: ServerIndex, ms: i64) {
+        self.members[server.as_usize()].skew_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// What a running server has stored for a key; empty when nothing.
+    #[must_use]
+    pub fn stored(&self, server: ServerIndex, key: &str) -> Record {
+        let running = self.members[server.as_usize()].running.as_ref().expect("the server runs");
+        running.replica().fetch(key.as_bytes()).expect("a readable record")
+    }
+
+    /// A client with the library's defaults, but patient: a busy machine must not fail a test.
+    pub async fn client(&self) -> TestClient {
+        self.client_with(ClientConfig { timeout: PATIENCE, ..ClientConfig::default() }).await
+    }
+
+    /// A client.
+    pub async fn client_with(&self, config: ClientConfig) -> TestClient {
+        let socket = self.socket().await;
+        Client::with_socket(socket, (*self.ring).clone(), self.addresses.clone(), None, config)
+            .expect("a valid configuration")
+    }
+
+    async fn socket(&self) -> TestSocket {
+        let port = Port::for_calls(&self.addresses).await.expect("a free port");
+        FaultySocket::new(port, self.plan.faults, self.plan.seed)
+    }
+
+    /// Has one server coordinate a request, whoever the key's first owner is.
+    pub async fn ask(&self, coordinator: ServerIndex, request: ClientRequest) -> ClientAnswer {
+        let socket = self.socket().await;
+        let config = EndpointConfig::default();
+        let endpoint = Endpoint::start::<NoService>(socket, config, rand::random(), None);
+        let patience = Patience::until(Instant::now() + PATIENCE);
+        match endpoint.call(self.address(coordinator), &Request::Client(request), patience).await {
+            Ok(Answer::Client(answer)) => answer,
+            other => panic!("{coordinator:?} answered {other:?}"),
+        }
+    }
+}
+
+/// Repeats `attempt` until it returns something, and fails after [`PATIENCE`].
+pub async fn eventually<A, F: Future<Output = Option<A>>>(what: &str, attempt: impl Fn() -> F) -> A {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(result) = attempt().await {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -25,7 +25,6 @@ use crate::request::{Get, Put};
 
 /// Part of an operation's time after which a server that shows no sign of life is passed over.
 const SILENCE_SHARE: u32 = 4;
-const SILENCE_MAX: Duration = Duration::from_millis(250);
 
 /// How long a silent server is asked last.
 const SUSPICION: Duration = Duration::from_secs(5);
@@ -223,7 +222,8 @@ impl<S: Socket> Client<S> {
         request: impl Fn(u32) -> ClientRequest,
     ) -> Result<ClientAnswer, Error> {
         let start = Instant::now();
-        let silence = (deadline.saturating_duration_since(start) / SILENCE_SHARE).min(SILENCE_MAX);
+        let share = deadline.saturating_duration_since(start) / SILENCE_SHARE;
+        let silence = share.min(self.inner.config.silence_max);
         let mut tried = Vec::new();
         let mut maybe_done = false;
         for server in self.candidates(key) {

@@ -16,6 +16,8 @@ pub struct ClientConfig {
     pub w: Option<usize>,
     /// How long an operation may take, everything included.
     pub timeout: Duration,
+    /// A server that shows no sign of life for this long, or for a quarter of the timeout, is passed over for the next.
+    pub silence_max: Duration,
     /// Longest value sent, in bytes. The servers have their own limit.
     pub value_len_max: usize,
     /// The transport.
@@ -32,6 +34,7 @@ impl Default for ClientConfig {
             r: None,
             w: None,
             timeout: Duration::from_secs(1),
+            silence_max: Duration::from_millis(250),
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             endpoint: EndpointConfig::default(),
             seed: None,

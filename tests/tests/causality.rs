@@ -1,0 +1,138 @@
+//! Which puts replace which.
+
+use bytes::Bytes;
+use dkvs::ServerIndex;
+use dkvs_core::record::OpId;
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Put, PutBody};
+use dkvs_tests::{Cluster, Plan, TestClient};
+
+async fn values(client: &TestClient, key: &'static str) -> Vec<Option<Bytes>> {
+    client.get(key).siblings().await.unwrap().siblings().to_vec()
+}
+
+#[tokio::test]
+async fn two_puts_with_one_context_leave_two_siblings_and_a_put_with_theirs_leaves_one() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    client.put("k", "base").await.unwrap();
+    let seen = client.get("k").await.unwrap();
+    client.put("k", "left").context(seen.context()).await.unwrap();
+    client.put("k", "right").context(seen.context()).await.unwrap();
+
+    let mut both = values(&client, "k").await;
+    both.sort();
+    assert_eq!(both, [Some(Bytes::from_static(b"left")), Some(Bytes::from_static(b"right"))]);
+    let merged = client.get("k").await.unwrap();
+    assert_eq!(merged.sibling_count(), 2);
+    client.put("k", "both").context(merged.context()).await.unwrap();
+    assert_eq!(values(&client, "k").await, [Some(Bytes::from_static(b"both"))]);
+}
+
+#[tokio::test]
+async fn the_context_of_a_put_continues_from_it() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let first = client.put("k", "1").await.unwrap();
+    client.put("k", "2").context(first.context()).await.unwrap();
+    assert_eq!(values(&client, "k").await, [Some(Bytes::from_static(b"2"))]);
+    client.delete("k").context(first.context()).await.unwrap();
+    assert_eq!(values(&client, "k").await.len(), 2, "the delete had not seen 2");
+}
+
+#[tokio::test]
+async fn the_context_of_a_missing_key_covers_nothing() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let missing = client.get("k").await.unwrap();
+    assert!(missing.value().is_none() && missing.context().is_empty());
+    client.put("k", "one").context(missing.context()).await.unwrap();
+    client.put("k", "two").context(missing.context()).await.unwrap();
+    assert_eq!(values(&client, "k").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_context_of_another_key_is_refused() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let other = client.put("other", "v").await.unwrap();
+    let error = client.put("k", "v").context(other.context()).await.unwrap_err();
+    assert!(error.to_string().contains("belongs to another key"), "{error}");
+    assert!(error.nothing_was_written());
+    assert!(client.get("k").await.unwrap().value().is_none());
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_not_found_and_its_context_replaces_the_deletion() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    client.put("k", "v").await.unwrap();
+    client.delete("k").await.unwrap();
+    let deleted = client.get("k").await.unwrap();
+    assert!(deleted.value().is_none() && !deleted.context().is_empty());
+    client.put("k", "again").context(deleted.context()).await.unwrap();
+    assert_eq!(values(&client, "k").await, [Some(Bytes::from_static(b"again"))]);
+}
+
+fn blind_put(cluster: &Cluster, value: String, sequence: u64) -> ClientRequest {
+    ClientRequest::Put(Put {
+        ring: cluster.ring().id(),
+        key: "k".into(),
+        body: PutBody::Value(value.into()),
+        context: None,
+        n: 3,
+        w: 2,
+        op: OpId { client: 7, sequence },
+        timeout_ms: 30_000,
+        forwarded: false,
+    })
+}
+
+/// Each put goes through a coordinator that was down during the put before, with its clock an hour behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blind_puts_one_after_the_other_leave_the_last_whoever_coordinates_and_whatever_the_clocks_say() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let owners = cluster.owners("k", 3);
+    for (place, &owner) in owners.iter().enumerate() {
+        cluster.skew_clock(owner, -3_600_000 * i64::try_from(place).unwrap());
+    }
+    let client = cluster.client().await;
+    for round in 0..9 {
+        let missed_it: ServerIndex = owners[(round + 1) % 3];
+        cluster.kill(missed_it);
+        let value = format!("value {round}");
+        let coordinator = owners[round % 3];
+        let answer = cluster.ask(coordinator, blind_put(&cluster, value.clone(), round as u64)).await;
+        assert!(matches!(answer, ClientAnswer::Put(_)), "{answer:?}");
+        cluster.restart(missed_it).await;
+        assert_eq!(values(&client, "k").await, [Some(Bytes::from(value))], "round {round}");
+    }
+}
+
+/// As above, but nobody reads in between: no repair helps the second round.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blind_put_replaces_what_its_coordinator_missed_without_any_read() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let [first, second, third] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.kill(third);
+    cluster.ask(first, blind_put(&cluster, "before".into(), 1)).await;
+    cluster.restart(third).await;
+    cluster.kill(first);
+    assert!(cluster.stored(third, "k").siblings().is_empty(), "the third missed it");
+    let answer = cluster.ask(third, blind_put(&cluster, "after".into(), 2)).await;
+    assert!(matches!(answer, ClientAnswer::Put(_)), "{answer:?}");
+    for server in [second, third] {
+        let record = cluster.stored(server, "k");
+        let values: Vec<_> = record.values().iter().map(|sibling| sibling.write.body.value().cloned()).collect();
+        assert_eq!(values, [Some(Bytes::from_static(b"after"))], "at {server:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_operation_writes_one_value_whoever_coordinates_it() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    for coordinator in cluster.owners("k", 3) {
+        cluster.ask(coordinator, blind_put(&cluster, "v".into(), 1)).await;
+        assert_eq!(values(&client, "k").await, [Some(Bytes::from_static(b"v"))]);
+    }
+}

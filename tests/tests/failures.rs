@@ -1,0 +1,100 @@
+//! Servers that are down: what still works, what does not, and what is said about it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs::{ClientConfig, Error, OwnerReport, QuorumKind};
+use dkvs_tests::{Cluster, Plan};
+use tokio::time::Instant;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_one_server_of_three_may_be_down() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    for down in cluster.servers() {
+        cluster.kill(down);
+        for i in 0..5 {
+            let (key, value) = (format!("{down:?} {i}"), format!("value {i}"));
+            client.put(key.clone(), value.clone()).w(2).await.unwrap();
+            assert_eq!(client.get(key).r(2).await.unwrap().value(), Some(&Bytes::from(value)));
+        }
+        cluster.restart(down).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_two_of_three_down_quorums_are_missed_in_time_and_by_name_and_one_reader_is_enough() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let patient = cluster.client().await;
+    patient.put("k", "v").w(3).await.unwrap();
+    let timeout = Duration::from_secs(3);
+    let client = cluster.client_with(ClientConfig { timeout, ..ClientConfig::default() }).await;
+    let [down_a, down_b, up] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.kill(down_a);
+    cluster.kill(down_b);
+
+    let start = Instant::now();
+    let error = client.put("k", "w").w(2).await.unwrap_err();
+    let took = start.elapsed();
+    let Error::Unknown(report) = &error else { panic!("{error}") };
+    assert_eq!((report.kind, report.acked(), report.needed), (QuorumKind::Write, 1, 2), "{error}");
+    let name = |server| cluster.ring().servers()[server].name.clone();
+    for (server, says) in [(down_a, OwnerReport::TimedOut), (down_b, OwnerReport::TimedOut), (up, OwnerReport::Ok)] {
+        assert!(report.owners.contains(&(name(server), says)), "{error}");
+    }
+    let late = Duration::from_secs(5);
+    assert!(took < timeout + late, "the report came after {took:?}");
+
+    let error = client.get("k").r(2).await.unwrap_err();
+    let Error::Unavailable(report) = &error else { panic!("{error}") };
+    assert_eq!((report.kind, report.acked(), report.needed), (QuorumKind::Read, 1, 2), "{error}");
+    assert!(client.get("k").r(1).await.unwrap().value().is_some());
+}
+
+#[tokio::test]
+async fn with_all_servers_down_a_read_is_unavailable_and_a_write_unknown() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    cluster.servers().into_iter().for_each(|server| cluster.kill(server));
+    let timeout = Duration::from_millis(500);
+    let client = cluster.client_with(ClientConfig { timeout, ..ClientConfig::default() }).await;
+    let error = client.get("k").await.unwrap_err();
+    assert!(matches!(&error, Error::Unavailable(report) if report.kind == QuorumKind::Coordinator), "{error}");
+    let error = client.put("k", "v").await.unwrap_err();
+    assert!(!error.nothing_was_written(), "a datagram may have reached a server just before it died: {error}");
+}
+
+/// S = 5, N = 4, W = 3, R = 2, and one of the owners is down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_servers_four_copies_and_one_server_down() {
+    let mut cluster = Cluster::start(Plan::of(5)).await;
+    let client = cluster.client().await;
+    for place in 0..4 {
+        let key = format!("key {place}");
+        let down = cluster.owners(&key, 4)[place];
+        cluster.kill(down);
+        let written = client.put(key.clone(), "v").n(4).w(3).await.unwrap();
+        assert!(written.acked().len() >= 3);
+        assert_eq!(client.get(key).n(4).r(2).await.unwrap().value(), Some(&Bytes::from_static(b"v")));
+        cluster.restart(down).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledged_put_survives_the_restart_of_every_server() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    for i in 0..50 {
+        client.put(format!("k{i}"), format!("v{i}")).await.unwrap();
+    }
+    client.delete("k7").await.unwrap();
+    for server in cluster.servers() {
+        cluster.kill(server);
+    }
+    for server in cluster.servers() {
+        cluster.restart(server).await;
+    }
+    for i in 0..50 {
+        let expected = (i != 7).then(|| Bytes::from(format!("v{i}")));
+        assert_eq!(client.get(format!("k{i}")).await.unwrap().value(), expected.as_ref(), "k{i}");
+    }
+}
