@@ -276,7 +276,23 @@ impl Record {
         self.siblings.iter().map(|sibling| sibling.dot).filter(|&dot| !vv.covers(dot)).collect()
     }
 
-    fn holds(&self, dot: Dot) -> bool {
+    /// What an owner that holds this record tells a coordinator that sends it `sent`: the dots of the values that
+    /// the put had not heard of, and that a put without a context must therefore replace in a second event.
+    ///
+    /// Nothing is named when one of the values sent is known here to be replaced: what is here may be what replaced
+    /// it, and a put must not undo what came after it.
+    #[must_use]
+    pub fn missed_by(&self, sent: &Self) -> Vec<Dot> {
+        let replaced = |dot| self.vv.covers(dot) && !self.holds(dot);
+        if sent.siblings.iter().any(|sibling| replaced(sibling.dot)) {
+            return Vec::new();
+        }
+        self.dots_unknown_to(&sent.vv)
+    }
+
+    /// Whether the value of this event is here.
+    #[must_use]
+    pub fn holds(&self, dot: Dot) -> bool {
         self.siblings.binary_search_by_key(&dot, |sibling| sibling.dot).is_ok()
     }
 

@@ -102,17 +102,23 @@ enum Message {
 struct Context {
     vv: VersionVector,
     shown: Ids,
+    /// Those of them whose puts were over before the client asked.
+    settled: Ids,
 }
 
 #[derive(Clone, Debug)]
 struct Put {
-    id: WriteId,
+    write: Write,
+    /// Its last event.
+    dot: Dot,
     /// `None`: it replaces all that was acknowledged before.
     context: Option<Context>,
-    /// What the oracle says it must replace.
+    /// Writes acknowledged before it began: what it must replace if it has no context.
     acked_before: Ids,
     /// What its client will have seen if it is acknowledged.
     seen: Context,
+    /// What the acknowledgements named.
+    missed: Ids,
     quorum: WriteQuorum<()>,
     round: u8,
 }
@@ -293,7 +299,7 @@ impl World {
         if let Some(task) = self.clients[client].waits_for.take() {
             self.tell(|| format!("client {client} gives up on request {task}"));
             if let Some(Task { work: Work::Put(put), .. }) = self.tasks.get(&task) {
-                self.clients[client].unknown = Some((put.id, put.context.clone()));
+                self.clients[client].unknown = Some((put.write.op.sequence, put.context.clone()));
             }
         }
         Ok(())
@@ -315,79 +321,113 @@ impl World {
         }
     }
 
+    /// A put's event at its coordinator.
+    fn event(&mut self, at: usize, context: &VersionVector, write: &Write) -> Result<Dot, String> {
+        let id = write.op.sequence;
+        let replica = &mut self.replicas[at];
+        let mut known = replica.record.vv().clone();
+        known.merge(context);
+        let dot = replica.dots.next(&known, replica.own).unwrap();
+        if let Some(before) = self.oracle.dots.insert(dot, id) {
+            return Err(format!("dot {dot:?} of write {before} is used again for write {id} at {at}"));
+        }
+        replica.record.event(context, dot, write.clone());
+        replica.own = Some(dot);
+        Ok(dot)
+    }
+
     fn put(&mut self, client: usize, at: usize, id: WriteId, context: Option<Context>) -> Played {
         *self.oracle.attempts.entry(id).or_default() += 1;
-        let blind = context.is_none();
-        let replica = &mut self.replicas[at];
-        let context_or_own = context
-            .clone()
-            .unwrap_or_else(|| Context { vv: replica.record.vv().clone(), shown: ids(&replica.record) });
-        let mut known = replica.record.vv().clone();
-        known.merge(&context_or_own.vv);
-        let dot = replica.dots.next(&known, replica.own).unwrap();
-        if self.oracle.dots.insert(dot, id).is_some() {
-            return Err(format!("dot {dot:?} is used a second time, by write {id} at {at}"));
-        }
-        let body = if id.is_multiple_of(5) { Body::Tombstone } else { Body::Value(Bytes::new()) };
+        let held = &self.replicas[at].record;
+        let own = Context { vv: held.vv().clone(), shown: ids(held), settled: Ids::new() };
+        let replaced = context.clone().unwrap_or(own);
         // Clocks that nobody can rely on.
         let hlc = Hlc::from_bits(self.random.random_range(0..4));
+        let body = if id.is_multiple_of(5) { Body::Tombstone } else { Body::Value(Bytes::new()) };
         let write = Write { op: OpId { client: 0, sequence: id }, hlc, expires: None, body };
-        replica.record.event(&context_or_own.vv, dot, write);
-        replica.own = Some(dot);
-        let seen = seen_after(&replica.record, &context_or_own, dot, id);
-        self.oracle.replaces(id, &context_or_own.shown);
+        let dot = self.event(at, &replaced.vv, &write)?;
+        self.oracle.replaces(id, &replaced.shown);
 
-        let mut quorum = WriteQuorum::new(&all_servers(), W);
-        quorum.acked(server(at), &[]);
+        let seen = seen_after(&self.replicas[at].record, &replaced, dot, id);
         let acked_before = self.oracle.acked.clone();
-        let task =
-            self.begin(client, at, Work::Put(Put { id, context, acked_before, seen, quorum, round: 1 }));
+        let put = Put {
+            write,
+            dot,
+            context,
+            acked_before,
+            seen,
+            missed: Ids::new(),
+            quorum: own_ack(at),
+            round: 1,
+        };
+        let with = if put.context.is_some() { "with" } else { "without" };
+        let task = self.begin(client, at, Work::Put(put));
         self.send_record((task, 1), at);
         let record = &self.replicas[at].record;
-        let told = format!("request {task}: client {client} puts {id} at {at}, blind: {blind} -> {record:?}");
+        let told =
+            format!("request {task}: client {client} puts {id} at {at} {with} a context -> {record:?}");
         self.tell(|| told);
         Ok(())
     }
 
     fn put_acked(&mut self, call: Call, from: usize, missed: &[Dot]) -> Played {
         let (task, round) = call;
-        let Some(Task { client, coordinator, work: Work::Put(put) }) = self.tasks.get_mut(&task) else {
+        let Some(Task { coordinator, work: Work::Put(put), .. }) = self.tasks.get_mut(&task) else {
             return Ok(());
         };
-        let (client, at) = (*client, *coordinator);
+        if put.round == round {
+            put.missed.extend(missed.iter().filter_map(|dot| self.oracle.dots.get(dot)));
+        }
         if put.round != round || put.quorum.acked(server(from), missed) != Progress::Reached {
             return Ok(());
         }
-        if put.context.is_none() && round == 1 && !put.quorum.missed().is_empty() {
-            let missed = put.quorum.missed().clone();
-            let named: Ids = missed.iter().filter_map(|dot| self.oracle.dots.get(&dot).copied()).collect();
-            put.round = 2;
-            put.quorum = WriteQuorum::new(&all_servers(), W);
-            put.quorum.acked(server(at), &[]);
-            put.seen.vv.merge(&missed);
-            self.oracle.replaces(put.id, &named);
-            self.replicas[at].record.discard(&missed);
-            self.send_record((task, 2), at);
-            self.tell(|| format!("request {task}: second round, it had missed {missed:?}"));
-            return Ok(());
+        let at = *coordinator;
+        let alive = self.replicas[at].record.holds(put.dot);
+        if put.context.is_none() && round == 1 && !put.quorum.missed().is_empty() && alive {
+            return self.put_again(task, at);
         }
-        let Some(Task { work: Work::Put(put), .. }) = self.tasks.remove(&task) else { return Ok(()) };
-        self.tell(|| format!("request {task}: write {} is acknowledged", put.id));
-        self.oracle.acked.insert(put.id);
-        let for_good = match &put.context {
-            Some(context) => context.shown.clone(),
-            None if self.damaged => Ids::new(),
+        self.put_done(task);
+        Ok(())
+    }
+
+    /// The second round of a put without a context: a second event replaces the first, and what it had missed.
+    fn put_again(&mut self, task: u64, at: usize) -> Played {
+        let Some(Task { work: Work::Put(mut put), client, .. }) = self.tasks.remove(&task) else {
+            return Ok(());
+        };
+        let missed = put.quorum.missed().clone();
+        self.tell(|| format!("request {task}: second round, it had missed {missed:?}"));
+        self.oracle.replaces(put.write.op.sequence, &put.missed);
+        let mut replaced = missed;
+        replaced.add(put.dot);
+        put.dot = self.event(at, &replaced, &put.write)?;
+        put.seen = Context { vv: put.seen.vv, ..Context::default() };
+        put.seen.vv.merge(&replaced);
+        put.seen = seen_after(&self.replicas[at].record, &put.seen, put.dot, put.write.op.sequence);
+        put.round = 2;
+        put.quorum = own_ack(at);
+        self.tasks.insert(task, Task { client, coordinator: at, work: Work::Put(put) });
+        self.send_record((task, 2), at);
+        Ok(())
+    }
+
+    fn put_done(&mut self, task: u64) {
+        let Some(Task { work: Work::Put(put), client, .. }) = self.tasks.remove(&task) else { return };
+        let id = put.write.op.sequence;
+        self.tell(|| format!("request {task}: write {id} is acknowledged"));
+        self.oracle.acked.insert(id);
+        // By somebody who was shown it before it was over, or by its own retry.
+        let replaced_meanwhile = self.oracle.replaced_by.contains_key(&id) || !self.oracle.tried_once(id);
+        let gone = match put.context {
+            Some(context) => context.settled,
+            None if self.damaged || replaced_meanwhile => Ids::new(),
             None => put.acked_before,
         };
-        let oracle = &mut self.oracle;
-        let for_good =
-            for_good.into_iter().filter(|&old| old != put.id && oracle.attempts.get(&old) == Some(&1));
-        oracle.gone.extend(for_good);
+        self.oracle.gone.extend(gone.into_iter().filter(|&old| old != id));
         if self.clients[client].waits_for == Some(task) {
             self.clients[client].waits_for = None;
             self.clients[client].context = Some(put.seen);
         }
-        Ok(())
     }
 
     fn get(&mut self, client: usize, at: usize) -> Played {
@@ -435,7 +475,12 @@ impl World {
         }
         if self.clients[client].waits_for == Some(task) {
             self.clients[client].waits_for = None;
-            self.clients[client].context = Some(Context { vv: target.vv().clone(), shown });
+            let settled = if self.damaged {
+                Ids::new()
+            } else {
+                shown.intersection(&get.acked_before).copied().collect()
+            };
+            self.clients[client].context = Some(Context { vv: target.vv().clone(), shown, settled });
         }
         Ok(())
     }
@@ -452,7 +497,7 @@ impl World {
         self.tell(|| format!("comes {message:?}"));
         match message {
             Message::Merge { call, to, record } => {
-                let missed = self.replicas[to].record.dots_unknown_to(record.vv());
+                let missed = self.replicas[to].record.missed_by(&record);
                 self.replicas[to].record.merge(&record);
                 self.bag.push(Message::Merged { call, from: to, missed });
                 Ok(())
@@ -494,7 +539,7 @@ impl World {
             if self.clients[task.client].waits_for == Some(id) {
                 self.clients[task.client].waits_for = None;
                 if let Work::Put(put) = task.work {
-                    self.clients[task.client].unknown = Some((put.id, put.context));
+                    self.clients[task.client].unknown = Some((put.write.op.sequence, put.context));
                 }
             }
         }
@@ -604,7 +649,17 @@ fn seen_after(record: &Record, before: &Context, dot: Dot, id: WriteId) -> Conte
     let mut vv = before.vv.clone();
     vv.add(dot);
     let covers_unseen = record.siblings().iter().any(|other| other.dot != dot && vv.covers(other.dot));
-    if covers_unseen { before.clone() } else { Context { vv, shown: Ids::from([id]) } }
+    if covers_unseen {
+        return before.clone();
+    }
+    Context { vv, shown: Ids::from([id]), settled: Ids::from([id]) }
+}
+
+/// The coordinator itself holds the write.
+fn own_ack(at: usize) -> WriteQuorum<()> {
+    let mut quorum = WriteQuorum::new(&all_servers(), W);
+    quorum.acked(server(at), &[]);
+    quorum
 }
 
 fn play(seed: u64, with_story: bool) -> (Played, World) {

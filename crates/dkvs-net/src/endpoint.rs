@@ -338,11 +338,11 @@ impl<S: Socket> Shared<S> {
         patience: Patience,
     ) -> Result<Heard, CallError> {
         let start = Instant::now();
+        let mut silent_at = patience.silence.map(|silence| start + silence);
         let mut pause = self.config.retransmit_min;
         let mut closed = self.closed.clone();
         self.push(call.to, frame.clone());
         loop {
-            let silent_at = patience.silence.map(|silence| start + silence);
             let again_at = Instant::now() + self.jittered(pause);
             let wake_at = [Some(patience.deadline), silent_at, Some(again_at)].into_iter().flatten().min();
             tokio::select! {
@@ -355,8 +355,11 @@ impl<S: Socket> Shared<S> {
             if now >= patience.deadline {
                 return Err(CallError::TimedOut);
             }
-            if silent_at.is_some_and(|at| now >= at) && !lock(&self.peers).sign_of_life(call.to, call.id) {
-                return Err(CallError::Silent(now - start));
+            if silent_at.is_some_and(|at| now >= at) {
+                if !lock(&self.peers).sign_of_life(call.to, call.id) {
+                    return Err(CallError::Silent(now - start));
+                }
+                silent_at = None;
             }
             if now >= again_at {
                 Counters::count(&self.counters.retransmitted);

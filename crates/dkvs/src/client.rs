@@ -98,7 +98,11 @@ impl Client {
         Self::build(servers, None, config).await
     }
 
-    async fn build(servers: ServerList, defaults: Option<Quorum>, config: ClientConfig) -> Result<Self, Error> {
+    async fn build(
+        servers: ServerList,
+        defaults: Option<Quorum>,
+        config: ClientConfig,
+    ) -> Result<Self, Error> {
         let mut addresses = Vec::with_capacity(servers.len());
         for entry in &servers {
             addresses.push(resolve_name(&entry.name).await?);
@@ -241,7 +245,9 @@ impl<S: Socket> Client<S> {
                     self.suspects().remove(&server);
                     return Ok(answer);
                 }
-                Ok(Answer::Replica(_) | Answer::Admin(_)) => OwnerReport::Failed("answered another question".into()),
+                Ok(Answer::Replica(_) | Answer::Admin(_)) => {
+                    OwnerReport::Failed("answered another question".into())
+                }
                 Err(error) => {
                     maybe_done |= !error.nothing_was_done();
                     self.suspects().insert(server, Instant::now());
@@ -250,8 +256,13 @@ impl<S: Socket> Client<S> {
             };
             tried.push((self.name(server), failure));
         }
-        let report = QuorumReport { kind: QuorumKind::Coordinator, needed: 1, owners: tried, waited: start.elapsed() };
-        Err(if kind == QuorumKind::Write && maybe_done { Error::Unknown(report) } else { Error::Unavailable(report) })
+        let report =
+            QuorumReport { kind: QuorumKind::Coordinator, needed: 1, owners: tried, waited: start.elapsed() };
+        Err(if kind == QuorumKind::Write && maybe_done {
+            Error::Unknown(report)
+        } else {
+            Error::Unavailable(report)
+        })
     }
 
     /// The servers to ask, best first: owners before others, those that were silent lately last.

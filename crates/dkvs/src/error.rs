@@ -173,7 +173,9 @@ pub(crate) fn in_words(refusal: &Refusal) -> String {
         Refusal::WrongRing { ring } => format!("it is on another ring ({ring}): the servers.txt differ"),
         Refusal::NotOwner => "it does not own the key".into(),
         Refusal::BadContext => "the context is damaged or belongs to another key; get the key again".into(),
-        Refusal::TooLong { what, len, len_max } => format!("the {what} has {len} bytes; at most {len_max} are allowed"),
+        Refusal::TooLong { what, len, len_max } => {
+            format!("the {what} has {len} bytes; at most {len_max} are allowed")
+        }
         Refusal::Invalid(reason) => reason.clone(),
         Refusal::Storage(reason) => format!("its storage failed: {reason}"),
         Refusal::Stopping => "it is stopping".into(),
@@ -206,7 +208,8 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        let texts = [7, 99, 100, 949, 951, 1_000, 12_340].map(|ms| Seconds(Duration::from_millis(ms)).to_string());
+        let texts =
+            [7, 99, 100, 949, 951, 1_000, 12_340].map(|ms| Seconds(Duration::from_millis(ms)).to_string());
         assert_eq!(texts, ["7 ms", "99 ms", "0.1 s", "0.9 s", "1 s", "1 s", "12.3 s"]);
     }
 }

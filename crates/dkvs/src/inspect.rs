@@ -65,7 +65,9 @@ impl<S: Socket> Client<S> {
     pub async fn status(&self, server: ServerIndex) -> Result<Status, Error> {
         match self.ask_admin(server, AdminRequest::Status, false).await? {
             AdminAnswer::Status(report) => Ok(status(report)),
-            AdminAnswer::Ring(_) | AdminAnswer::Page(_) | AdminAnswer::Refused(_) => Err(self.nonsense(server)),
+            AdminAnswer::Ring(_) | AdminAnswer::Page(_) | AdminAnswer::Refused(_) => {
+                Err(self.nonsense(server))
+            }
         }
     }
 
@@ -77,12 +79,17 @@ impl<S: Socket> Client<S> {
         let request = AdminRequest::Scan { after: after.map(Token), len_max: PAGE_LEN };
         match self.ask_admin(server, request, true).await? {
             AdminAnswer::Page(page) => Ok(read_page(page)),
-            AdminAnswer::Ring(_) | AdminAnswer::Status(_) | AdminAnswer::Refused(_) => Err(self.nonsense(server)),
+            AdminAnswer::Ring(_) | AdminAnswer::Status(_) | AdminAnswer::Refused(_) => {
+                Err(self.nonsense(server))
+            }
         }
     }
 
     fn nonsense(&self, server: ServerIndex) -> Error {
-        Error::Connect { server: self.name(server).to_string(), reason: "it answered another question".into() }
+        Error::Connect {
+            server: self.name(server).to_string(),
+            reason: "it answered another question".into(),
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use dkvs_core::limits::KEY_LEN_MAX;
 use dkvs_core::servers::ServerName;
 use dkvs_net::{Port, Socket};
-use dkvs_proto::message::client::{self as wire, ClientAnswer, ClientRequest, GetDone, PutBody, PutDone, Token};
+use dkvs_proto::message::client::{
+    self as wire, ClientAnswer, ClientRequest, GetDone, PutBody, PutDone, Token,
+};
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -149,7 +151,9 @@ impl<S: Socket> Put<S> {
             let len_max = self.client.config().value_len_max;
             if value.len() > len_max {
                 let len = value.len();
-                return Err(Error::Usage(format!("the value has {len} bytes; at most {len_max} are allowed")));
+                return Err(Error::Usage(format!(
+                    "the value has {len} bytes; at most {len_max} are allowed"
+                )));
             }
         }
         let quorum = self.client.quorum(self.n, None, self.w)?;
@@ -257,7 +261,12 @@ impl<S: Socket> IntoFuture for Get<S> {
     }
 }
 
-fn check_key(key: &[u8]) -> Result<(), Error> {
+/// Whether a key has a length that is allowed. Every operation checks this before it sends anything; a caller with
+/// several operations to make can check all keys first.
+///
+/// # Errors
+/// [`Error::Usage`] when it is empty or too long.
+pub fn check_key(key: &[u8]) -> Result<(), Error> {
     match key.len() {
         0 => Err(Error::Usage("the key is empty; it must have at least 1 byte".into())),
         1..=KEY_LEN_MAX => Ok(()),

@@ -1,0 +1,427 @@
+//! Two endpoints on real sockets, and the bad networks and strangers between them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkvs_core::record::{OpId, Record};
+use dkvs_core::ring::RingId;
+use dkvs_net::faults::{Faults, FaultySocket};
+use dkvs_net::{CallError, Endpoint, EndpointConfig, NoService, Patience, Port, Service, Socket};
+use dkvs_proto::envelope::{self, DatagramBuilder, Header};
+use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanEntry, ScanPage};
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Get, Put, PutBody, PutDone, Token};
+use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Request};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn patience() -> Patience {
+    Patience::until(Instant::now() + PATIENCE)
+}
+
+fn put(sequence: u64, value: impl Into<Bytes>) -> Request {
+    Request::Client(ClientRequest::Put(Put {
+        ring: RingId::from_bits(1),
+        key: "k".into(),
+        body: PutBody::Value(value.into()),
+        context: None,
+        n: 1,
+        w: 1,
+        op: OpId { client: 1, sequence },
+        timeout_ms: 1_000,
+        forwarded: false,
+    }))
+}
+
+fn scan(len_max: u32) -> Request {
+    Request::Admin(AdminRequest::Scan { after: None, len_max })
+}
+
+/// Counts what it executes. A put is answered with its value; a scan with as many bytes as it asks for. While no
+/// permits are there, it works and works.
+struct Counting {
+    executed: Mutex<Vec<u64>>,
+    started: AtomicUsize,
+    permits: Semaphore,
+}
+
+impl Counting {
+    fn new(permits: usize) -> Arc<Self> {
+        let permits = Semaphore::new(permits);
+        Arc::new(Self { executed: Mutex::default(), started: AtomicUsize::new(0), permits })
+    }
+
+    fn executed(&self) -> Vec<u64> {
+        let mut executed = self.executed.lock().unwrap().clone();
+        executed.sort_unstable();
+        executed
+    }
+}
+
+impl Service for Counting {
+    async fn handle(&self, _: SocketAddr, request: Request) -> Answer {
+        self.started.fetch_add(1, Ordering::SeqCst);
+        let _permit = self.permits.acquire().await.unwrap();
+        match request {
+            Request::Client(ClientRequest::Put(put)) => {
+                self.executed.lock().unwrap().push(put.op.sequence);
+                let PutBody::Value(value) = put.body else { panic!("puts of values only") };
+                Answer::Client(ClientAnswer::Put(PutDone { acked: Vec::new(), context: Token(value) }))
+            }
+            Request::Admin(AdminRequest::Scan { len_max, .. }) => {
+                let value = Bytes::from(vec![b'v'; len_max as usize]);
+                let entry = ScanEntry { key: "k".into(), value, siblings: 1 };
+                Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![entry], next: None }))
+            }
+            Request::Replica(_) => Answer::Replica(ReplicaAnswer::Same),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn port() -> Port {
+    Port::bind("127.0.0.1:0".parse().unwrap()).await.unwrap()
+}
+
+async fn server(service: Arc<Counting>, config: EndpointConfig) -> Endpoint<Port> {
+    Endpoint::start(port().await, config, rand::random(), Some(service))
+}
+
+async fn caller() -> Endpoint<Port> {
+    let port = Port::for_calls(&["127.0.0.1:1".parse().unwrap()]).await.unwrap();
+    Endpoint::start::<NoService>(port, EndpointConfig::default(), rand::random(), None)
+}
+
+fn answered_value(answer: Result<Answer, CallError>) -> Bytes {
+    match answer {
+        Ok(Answer::Client(ClientAnswer::Put(done))) => done.context.0,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_gets_its_own_answer() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    let calls: FuturesUnordered<_> = (0..1_000)
+        .map(|i| {
+            let caller = &caller;
+            async move { (i, caller.call(to, &put(i, format!("value {i}")), patience()).await) }
+        })
+        .collect();
+    for (i, answer) in calls.collect::<Vec<_>>().await {
+        assert_eq!(answered_value(answer), format!("value {i}"));
+    }
+    assert_eq!(service.executed(), Vec::from_iter(0..1_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_loss_and_duplication_everything_is_executed_exactly_once() {
+    let faults = Faults { loss: 0.2, duplication: 0.5 };
+    let service = Counting::new(100);
+    let config = EndpointConfig::default();
+    let socket = FaultySocket::new(port().await, faults, 1);
+    let server = Endpoint::start(socket, config.clone(), 2, Some(service.clone()));
+    let socket = FaultySocket::new(Port::for_calls(&[server.local_addr()]).await.unwrap(), faults, 3);
+    let caller = Endpoint::start::<NoService>(socket, config, 4, None);
+    let to = server.local_addr();
+    let calls: FuturesUnordered<_> = (0..500)
+        .map(|i| {
+            let caller = &caller;
+            async move { caller.call(to, &put(i, "v"), patience()).await }
+        })
+        .collect();
+    let answers: Vec<_> = calls.collect().await;
+    assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|answer| answer.is_err()));
+    assert_eq!(service.executed(), Vec::from_iter(0..500));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_a_datagram_takes_the_stream_both_ways_and_is_executed_once() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    for (sequence, len) in [(0, 1_000), (1, 1_300), (2, 70_000), (3, 5 << 20), (4, 20 << 20)] {
+        let value = Bytes::from(vec![b'x'; len]);
+        let answer = caller.call(to, &put(sequence, value.clone()), patience()).await;
+        assert!(answered_value(answer) == value, "{len} bytes");
+    }
+    assert_eq!(service.executed(), [0, 1, 2, 3, 4]);
+    // A small request with a long answer: asked by datagram, told to use the stream.
+    for len in [1_000, 1_300, 1 << 20] {
+        let Ok(Answer::Admin(AdminAnswer::Page(page))) = caller.call(to, &scan(len), patience()).await else {
+            panic!("no page of {len} bytes")
+        };
+        assert_eq!(page.entries[0].value.len(), len as usize);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_works_is_waited_for_and_one_that_is_gone_is_not() {
+    let service = Counting::new(0);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    let silence = Some(Duration::from_millis(500));
+    let patience = Patience { silence, ..patience() };
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(to, &put(1, "slow"), patience).await }
+    });
+    // The caller has asked more than once, so it was told that its request is worked on.
+    while caller.counters().retransmitted.load(Ordering::Relaxed) < 8 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(service.started.load(Ordering::SeqCst), 1);
+    service.permits.add_permits(1);
+    assert_eq!(answered_value(call.await.unwrap()), "slow");
+
+    let nobody = port().await.local_addr();
+    let gone = caller.call(nobody, &put(2, "v"), patience).await;
+    assert!(matches!(gone, Err(CallError::Silent(_))), "{gone:?}");
+    assert!(!gone.unwrap_err().nothing_was_done());
+}
+
+#[tokio::test]
+async fn a_server_with_too_much_to_do_says_so_and_does_nothing() {
+    let service = Counting::new(0);
+    let server = server(service.clone(), EndpointConfig { requests_max: 1, ..Default::default() }).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    let first = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(to, &put(1, "first"), patience()).await }
+    });
+    while service.started.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    for request in [put(2, "second"), put(3, vec![0; 100_000])] {
+        let refused = caller.call(to, &request, patience()).await;
+        assert!(matches!(refused, Err(CallError::Overloaded)), "{refused:?}");
+    }
+    service.permits.add_permits(1);
+    assert_eq!(answered_value(first.await.unwrap()), "first");
+    assert_eq!(answered_value(caller.call(to, &put(2, "second"), patience()).await), "second");
+    assert_eq!(service.executed(), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_caller_with_too_many_calls_is_refused_one_more() {
+    let service = Counting::new(0);
+    let server = server(service, EndpointConfig::default()).await;
+    let port = Port::for_calls(&[server.local_addr()]).await.unwrap();
+    let config = EndpointConfig { calls_max: 1, ..Default::default() };
+    let caller = Endpoint::start::<NoService>(port, config, 1, None);
+    let to = server.local_addr();
+    let request = put(1, "v");
+    let mut first = Box::pin(caller.call(to, &request, patience()));
+    assert!(futures::poll!(&mut first).is_pending());
+    assert!(matches!(caller.call(to, &put(2, "v"), patience()).await, Err(CallError::Overloaded)));
+    drop(first);
+    let soon = Patience::until(Instant::now() + Duration::from_millis(50));
+    assert!(matches!(caller.call(to, &put(3, "v"), soon).await, Err(CallError::TimedOut)), "there is room again");
+}
+
+/// Every kind of request there is, of every length that fits a datagram: somebody without a proof of address gets
+/// fewer bytes back than were sent, and nothing is executed.
+#[tokio::test]
+async fn nobody_unproven_gets_more_bytes_than_it_sent() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let ring = RingId::from_bits(1);
+    let key = Bytes::from_static(b"k");
+    let get = Get { ring, key: key.clone(), n: 1, r: 1, timeout_ms: 1, siblings: true };
+    let requests = [
+        put(1, ""),
+        put(2, vec![0; 1_000]),
+        Request::Client(ClientRequest::Get(get)),
+        Request::Replica(ReplicaRequest::Merge { ring, key: key.clone(), record: Record::new() }),
+        Request::Replica(ReplicaRequest::Fetch { ring, key, known: Record::new().hash() }),
+        Request::Admin(AdminRequest::Ring),
+        Request::Admin(AdminRequest::Status),
+        scan(1_000_000),
+    ];
+    for request in &requests {
+        for proof in [0, 1, u64::MAX] {
+            let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let (kind, body) = request.encode();
+            let mut datagram = DatagramBuilder::new(Header { session: 9, proof, oldest: 0 });
+            datagram.push(&Frame { kind, id: 1, body: &body });
+            let datagram = datagram.finish(0);
+            stranger.send_to(&datagram, server.local_addr()).await.unwrap();
+            let mut answer = vec![0; 65_536];
+            let len = timeout(PATIENCE, stranger.recv(&mut answer)).await.unwrap().unwrap();
+            assert!(len <= datagram.len(), "{len} bytes for {}: {request:?}", datagram.len());
+            let (_, frames) = envelope::parse(&answer[..len]).unwrap();
+            assert_eq!(frames.iter().map(|frame| frame.kind).collect::<Vec<_>>(), [Kind::Challenge]);
+            // One challenge, and nothing after it: what the server does next is answer somebody else.
+            caller().await.call(server.local_addr(), &scan(1), patience()).await.unwrap();
+            assert!(stranger.try_recv(&mut answer).is_err(), "a second answer to {request:?}");
+        }
+    }
+    assert!(service.executed().is_empty());
+}
+
+#[tokio::test]
+async fn a_proof_is_worth_nothing_at_another_address() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let holder = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let thief = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut buffer = vec![0; 2_048];
+    let (kind, body) = put(1, "v").encode();
+    let request = |proof| {
+        let mut datagram = DatagramBuilder::new(Header { session: 9, proof, oldest: 0 });
+        datagram.push(&Frame { kind, id: 1, body: &body });
+        datagram.finish(0)
+    };
+    holder.send_to(&request(0), server.local_addr()).await.unwrap();
+    let len = timeout(PATIENCE, holder.recv(&mut buffer)).await.unwrap().unwrap();
+    let proof = envelope::parse(&buffer[..len]).unwrap().0.proof;
+    for (socket, expected) in [(&thief, Kind::Challenge), (&holder, Kind::ClientAnswer)] {
+        socket.send_to(&request(proof), server.local_addr()).await.unwrap();
+        let len = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
+        let (_, frames) = envelope::parse(&buffer[..len]).unwrap();
+        assert_eq!(frames[0].kind, expected);
+    }
+    assert_eq!(service.executed(), [1]);
+}
+
+/// A stranger knows the caller's address and its request's id, and answers before the server does.
+#[tokio::test]
+async fn an_answer_from_a_stranger_is_not_believed() {
+    let [real, stranger] = [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+    let (caller, to) = (caller().await, real.local_addr().unwrap());
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(to, &put(1, "v"), patience()).await }
+    });
+    let mut buffer = vec![0; 2_048];
+    let (len, from) = timeout(PATIENCE, real.recv_from(&mut buffer)).await.unwrap().unwrap();
+    let id = envelope::parse(&buffer[..len]).unwrap().1[0].id;
+    let answer = |value: &'static str| {
+        let done = PutDone { acked: Vec::new(), context: Token(value.into()) };
+        let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
+        let mut datagram = DatagramBuilder::new(Header { session: 9, proof: 0, oldest: 0 });
+        datagram.push(&Frame { kind, id, body: &body });
+        datagram.finish(0)
+    };
+    stranger.send_to(&answer("forged"), from).await.unwrap();
+    while caller.counters().junk.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    real.send_to(&answer("real"), from).await.unwrap();
+    assert_eq!(answered_value(call.await.unwrap()), "real");
+}
+
+#[tokio::test]
+async fn junk_is_counted_and_the_service_goes_on() {
+    use tokio::io::AsyncWriteExt;
+    let service = Counting::new(100);
+    let server = server(service, EndpointConfig::default()).await;
+    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for len in [0, 1, 7, 31, 32, 100, 1_200, 60_000] {
+        stranger.send_to(&vec![0xA5; len], server.local_addr()).await.unwrap();
+        let mut stream = tokio::net::TcpStream::connect(server.local_addr()).await.unwrap();
+        stream.write_all(&vec![0xA5; len]).await.unwrap();
+    }
+    let caller = caller().await;
+    caller.call(server.local_addr(), &put(1, "v"), patience()).await.unwrap();
+    caller.call(server.local_addr(), &put(2, vec![0; 100_000]), patience()).await.unwrap();
+    assert_eq!(server.counters().junk.load(Ordering::Relaxed), 7, "an empty datagram has nothing in it to count");
+}
+
+#[tokio::test]
+async fn a_closed_endpoint_ends_its_calls_and_lets_go_of_its_port() {
+    let server = server(Counting::new(0), EndpointConfig::default()).await;
+    let to = server.local_addr();
+    let caller = caller().await;
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(to, &put(1, "v"), patience()).await }
+    });
+    while server.counters().challenged.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    caller.abort();
+    assert!(matches!(call.await.unwrap(), Err(CallError::Closed)));
+    server.abort();
+    drop(server);
+    let again = timeout(PATIENCE, async {
+        while Port::bind(to).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    });
+    again.await.expect("the port is free again");
+}
+
+#[tokio::test]
+async fn closing_lets_what_is_being_served_finish() {
+    let service = Counting::new(0);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(to, &put(1, "last"), patience()).await }
+    });
+    while service.started.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let close = tokio::spawn({
+        let server = server.clone();
+        async move { server.close(Instant::now() + PATIENCE).await }
+    });
+    service.permits.add_permits(1);
+    close.await.unwrap();
+    assert_eq!(answered_value(call.await.unwrap()), "last");
+}
+
+#[tokio::test]
+async fn messages_ready_at_one_moment_share_datagrams() {
+    /// Counts the datagrams that leave.
+    struct Sending(Port, Arc<AtomicUsize>);
+    impl Socket for Sending {
+        type Stream = <Port as Socket>::Stream;
+        fn local_addr(&self) -> SocketAddr {
+            self.0.local_addr()
+        }
+        async fn send(&self, to: SocketAddr, bytes: &[u8], segment_len: usize) -> std::io::Result<()> {
+            self.1.fetch_add(bytes.len().div_ceil(segment_len), Ordering::SeqCst);
+            self.0.send(to, bytes, segment_len).await
+        }
+        async fn recv<F: FnMut(SocketAddr, &[u8]) + Send>(&self, each: F) -> std::io::Result<()> {
+            self.0.recv(each).await
+        }
+        async fn connect(&self, to: SocketAddr) -> std::io::Result<Self::Stream> {
+            self.0.connect(to).await
+        }
+        async fn accept(&self) -> std::io::Result<(Self::Stream, SocketAddr)> {
+            self.0.accept().await
+        }
+    }
+    let server = server(Counting::new(1_000), EndpointConfig::default()).await;
+    let (sent, to) = (Arc::new(AtomicUsize::new(0)), server.local_addr());
+    let socket = Sending(Port::for_calls(&[to]).await.unwrap(), sent.clone());
+    let config = EndpointConfig { retransmit_min: PATIENCE, retransmit_max: PATIENCE, ..Default::default() };
+    let caller = Endpoint::start::<NoService>(socket, config, 1, None);
+    caller.call(to, &put(0, "v"), patience()).await.unwrap();
+    let before = sent.load(Ordering::SeqCst);
+    let calls: FuturesUnordered<_> = (1..=100)
+        .map(|i| {
+            let caller = &caller;
+            async move { caller.call(to, &put(i, "v"), patience()).await }
+        })
+        .collect();
+    assert!(calls.collect::<Vec<_>>().await.iter().all(Result::is_ok));
+    let datagrams = sent.load(Ordering::SeqCst) - before;
+    assert!(datagrams <= 20, "100 small requests went in {datagrams} datagrams");
+}
