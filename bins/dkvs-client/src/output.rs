@@ -134,7 +134,7 @@ impl<W: Write> Output<W> {
             Failure::NobodyAnswered => note(&failure.to_string()),
             Failure::NotFound { siblings, context } => {
                 self.remark("answered", &[], context);
-                let _not_shown = self.fail(failure, kind);
+                let _not_shown = self.fail(failure, kind, Some((context.to_string(), *siblings)));
                 if self.format != Format::Json {
                     self.note_siblings(*siblings);
                 }
@@ -147,25 +147,21 @@ impl<W: Write> Output<W> {
             | Failure::Spool(_)
             | Failure::Stdout(_)
             | Failure::Runtime(_) => {
-                let _not_shown = self.fail(failure, kind);
+                let _not_shown = self.fail(failure, kind, None);
             }
         }
         exit
     }
 
-    fn fail(&mut self, failure: &Failure, kind: &str) -> Result<(), Failure> {
+    fn fail(&mut self, failure: &Failure, kind: &str, seen: Option<(String, usize)>) -> Result<(), Failure> {
         let error = failure.to_string();
+        let (context, siblings) = seen.unzip();
         match self.format {
-            Format::Json => {
-                let seen = match failure {
-                    Failure::NotFound { context, siblings } => Some((context.to_string(), *siblings)),
-                    _ => None,
-                };
-                let (context, siblings) = seen.unzip();
-                self.json(&FailJson { ok: false, error, kind, context, siblings })?;
-            }
+            Format::Json => self.json(&FailJson { ok: false, error, kind, context, siblings })?,
             Format::Text => {
                 self.bytes(b"FAIL\n")?;
+                // The answer before its reason, where both go to one terminal.
+                self.finish()?;
                 note(&error);
             }
             Format::Raw => note(&error),

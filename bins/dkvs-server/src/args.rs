@@ -262,7 +262,10 @@ mod tests {
             Ok(Plan::Single(SinglePlan { name, pairs }))
         };
         assert_eq!(plan(&["127.0.0.1", "1234"]), single(vec![]));
-        assert_eq!(plan(&["127.0.0.1", "1234", "a", "", "b", "2"]), single(vec![pair("a", ""), pair("b", "2")]));
+        assert_eq!(
+            plan(&["127.0.0.1", "1234", "a", "", "b", "2"]),
+            single(vec![pair("a", ""), pair("b", "2")])
+        );
         assert_eq!(plan(&["127.0.0.1", "1234", "a", "1", "-n", "1"]), single(vec![pair("a", "1")]));
         assert_eq!(plan(&["127.0.0.1", "1234", "--", "-n", "1"]), single(vec![pair("-n", "1")]));
         assert_eq!(plan(&["--config", "x"]), Ok(Plan::Single(SinglePlan { name: None, pairs: vec![] })));

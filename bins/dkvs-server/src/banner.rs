@@ -55,7 +55,9 @@ impl Banner {
         match self.durability {
             _ if self.in_memory() => "in memory: all data is LOST when this stops",
             Durability::Fsync => "on disk before a write is acknowledged",
-            Durability::Interval => "on disk a moment after a write is acknowledged; a power cut loses that moment",
+            Durability::Interval => {
+                "on disk a moment after a write is acknowledged; a power cut loses that moment"
+            }
             Durability::Memory => "on disk when the system likes; a power cut loses what was not written yet",
         }
     }
@@ -115,6 +117,6 @@ impl Row {
 fn client_flag(row: &Row) -> String {
     match row.name.to_string() {
         name if name == "127.0.0.1:1234" => String::new(),
-        name => format!(" --server {name}"),
+        name => format!(" --connect {name}"),
     }
 }

@@ -220,14 +220,20 @@ mod tests {
     #[test]
     fn a_mistake_is_named_with_its_line_and_what_is_allowed() {
         let table = [
-            ("n = 3\n\ndurabilty = 1\n", "unknown key \"durabilty\" in dkvs.toml line 3; did you mean \"durability\"?"),
+            (
+                "n = 3\n\ndurabilty = 1\n",
+                "unknown key \"durabilty\" in dkvs.toml line 3; did you mean \"durability\"?",
+            ),
             ("ring-file = 1", "unknown key \"ring-file\" in dkvs.toml line 1; did you mean \"ring_file\"?"),
             ("data = \"x\"", "unknown key \"data\" in dkvs.toml line 1; did you mean \"data_dir\"?"),
             ("colour = 1", "unknown key \"colour\" in dkvs.toml line 1; known are listen, advertise, "),
             ("[limits]\nn = 1", "unknown key \"limits\" in dkvs.toml line 1; "),
             ("n = -1", "dkvs.toml line 1: invalid value: integer `-1`"),
             ("\nn = \"3\"", "dkvs.toml line 2: invalid type: string \"3\""),
-            ("durability = \"no\"", "dkvs.toml line 1: unknown variant `no`, expected one of `fsync`, `interval`"),
+            (
+                "durability = \"no\"",
+                "dkvs.toml line 1: unknown variant `no`, expected one of `fsync`, `interval`",
+            ),
             ("n = 1\nn = 2", "dkvs.toml line 2: duplicate key"),
             ("n = ", "dkvs.toml line 1: "),
         ];
@@ -254,7 +260,8 @@ mod tests {
     /// Strips `# ` from a line that would be a setting without it.
     fn uncomment(line: &str) -> String {
         let setting = line.strip_prefix("# ").filter(|rest| {
-            rest.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+            rest.split_once(" = ")
+                .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
         });
         setting.unwrap_or(line).to_owned()
     }

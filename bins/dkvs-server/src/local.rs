@@ -14,10 +14,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerList, ServerName};
-use dkvs_net::Port;
+use dkvs_net::{Port, Socket};
 use tokio::task::JoinSet;
 
 use crate::args::LocalPlan;
@@ -41,8 +41,10 @@ const REMEDY: &str = "choose other ports with --base-port";
 /// Starts all servers of the cluster.
 pub(crate) async fn start(plan: &LocalPlan, settings: &Settings) -> anyhow::Result<(Vec<Running>, Banner)> {
     let ports = bind(plan).await?;
-    let addresses: Vec<SocketAddr> = ports.iter().map(dkvs_net::Socket::local_addr).collect();
-    let ring = Arc::new(Ring::new(ServerList::new(addresses.iter().copied().map(entry).collect::<Result<_, _>>()?)?));
+    let addresses: Vec<SocketAddr> = ports.iter().map(Socket::local_addr).collect();
+    let ring = Arc::new(Ring::new(ServerList::new(
+        addresses.iter().copied().map(entry).collect::<Result<_, _>>()?,
+    )?));
     let root = settings.config.data_dir.clone().unwrap_or_else(|| DATA_DIR_DEFAULT.into());
     let directory = |name: &ServerName| root.join(directory_name(name));
 
@@ -50,7 +52,12 @@ pub(crate) async fn start(plan: &LocalPlan, settings: &Settings) -> anyhow::Resu
     let mut configs = Vec::new();
     for me in ring.servers().indices() {
         let data_dir = directory(&ring.servers()[me].name);
-        configs.push(settings.server(&ring, me, addresses.clone(), settings.store.as_ref().map(|_| &data_dir))?);
+        configs.push(settings.server(
+            &ring,
+            me,
+            addresses.clone(),
+            settings.store.as_ref().map(|_| &data_dir),
+        )?);
     }
     let first = configs.first().context("a ring has at least one server")?;
     let (quorum, durability) = (first.quorum, first.durability);
@@ -92,7 +99,7 @@ async fn bind(plan: &LocalPlan) -> anyhow::Result<Vec<Port>> {
     loop {
         tries -= 1;
         let first = listen::bind(loopback(0), false, REMEDY).await?;
-        let base_port = dkvs_net::Socket::local_addr(&first).port();
+        let base_port = first.local_addr().port();
         let rest = match base_port.checked_add(1) {
             Some(second) if base_port.checked_add(plan.servers - 1).is_some() => {
                 bind_run(second, plan.servers - 1).await
@@ -164,7 +171,10 @@ fn claim(root: &Path, servers: &ServerList) -> anyhow::Result<()> {
         Ok(None)
     };
     let found = create().with_context(|| {
-        format!("cannot create {}; check the path and its permissions, or choose another with --data-dir", root.display())
+        format!(
+            "cannot create {}; check the path and its permissions, or choose another with --data-dir",
+            root.display()
+        )
     })?;
     if let Some(found) = found {
         bail!(

@@ -41,7 +41,10 @@ pub(crate) fn start(flag: Option<&str>, config: &Config) -> anyhow::Result<()> {
 fn check(source: &str, text: &str) -> anyhow::Result<()> {
     for directive in text.split(',') {
         let level = directive.rsplit('=').next().unwrap_or(directive).trim();
-        ensure!(!level.is_empty(), "{source} is {text:?}, which has an empty part; leave out the surplus comma");
+        ensure!(
+            !level.is_empty(),
+            "{source} is {text:?}, which has an empty part; leave out the surplus comma"
+        );
         if level.parse::<LevelFilter>().is_err() {
             bail!(
                 "{source} is {text:?}, and {level:?} is not a level; \

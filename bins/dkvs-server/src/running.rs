@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use dkvs_cluster::{Server, ServerConfig};
 use dkvs_net::Port;
-use dkvs_storage::{DataDir, DataDirError, FjallConfig, FjallStore, MemoryStore, Start};
+use dkvs_storage::{DataDir, DataDirError, FjallConfig, FjallStore, MemoryStore, Start, StoreError};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::banner::Banner;
@@ -34,8 +34,10 @@ impl Data {
 
     fn open_blocking(path: &Path, owner: &str, config: &FjallConfig) -> anyhow::Result<Self> {
         // The libraries' messages already tell their causes.
-        let (dir, start) = DataDir::open(path, owner).map_err(|error| anyhow!("{error}{}", advice(&error)))?;
-        let store = FjallStore::open(&dir.store_path(), config).map_err(|error| anyhow!("{error}"))?;
+        let (dir, start) =
+            DataDir::open(path, owner).map_err(|error| anyhow!("{error}{}", advice(&error)))?;
+        let store = FjallStore::open(&dir.store_path(), config);
+        let store = store.map_err(|error| anyhow!("{error}{}", store_advice(&error)))?;
         Ok(Self::Disk { dir, store, start })
     }
 
@@ -68,6 +70,20 @@ fn advice(error: &DataDirError) -> &'static str {
     }
 }
 
+fn store_advice(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Corrupt { .. } => {
+            "; keep the data directory for inspection, and start with an empty one: other servers have copies"
+        }
+        StoreError::Io { .. } => "; check the path and its permissions",
+        StoreError::InUse { .. } => "; stop the other process",
+        StoreError::Refused { .. }
+        | StoreError::Poisoned { .. }
+        | StoreError::Unknown { .. }
+        | StoreError::Closed => "",
+    }
+}
+
 /// A server that serves.
 pub(crate) enum Running {
     /// With its data directory, held locked.
@@ -87,7 +103,8 @@ impl Running {
         let failed = |error| anyhow!("cannot start on {}: {error}", config.data_dir);
         match data {
             Data::Disk { dir, store, start } => {
-                let server = Server::start(port, store, start, initial, config.clone()).await.map_err(failed)?;
+                let server =
+                    Server::start(port, store, start, initial, config.clone()).await.map_err(failed)?;
                 Ok(Self::Disk { server, dir })
             }
             Data::Memory => {

@@ -142,8 +142,15 @@ mod tests {
         let ours = server(Config::default()).unwrap();
         let theirs = ServerConfig::new(ring(), ServerIndex::new(0), Vec::new(), wall_clock(), 0).unwrap();
         let rest = |config: &ServerConfig| {
-            let ServerConfig { quorum, durability, value_len_max, clock_skew_ms_max, timeout_max, endpoint, .. } =
-                config.clone();
+            let ServerConfig {
+                quorum,
+                durability,
+                value_len_max,
+                clock_skew_ms_max,
+                timeout_max,
+                endpoint,
+                ..
+            } = config.clone();
             (quorum, durability, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
         };
         assert_eq!(rest(&ours), rest(&theirs));
@@ -159,12 +166,18 @@ mod tests {
         };
         let table = [
             (set(|c| c.value_len_max = 0), "value_len_max is 0; it must be from 1 to 67108864"),
-            (set(|c| c.datagram_len_max = 100), "datagram_len_max is 100; it must be from 508 to 65507 bytes"),
+            (
+                set(|c| c.datagram_len_max = 100),
+                "datagram_len_max is 100; it must be from 508 to 65507 bytes",
+            ),
             (set(|c| c.requests_max = 0), "requests_max is 0; it must be from 1 to "),
             (set(|c| c.retransmit_min_ms = 900), "retransmit_min_ms is 900; it must be from 1 to "),
             (set(|c| c.timeout_max_ms = 0), "timeout_max_ms is 0; it must be from 1 to 86400000"),
             (set(|c| c.threads = Some(0)), "threads is 0; it must be from 1 to 1024"),
-            (set(|c| c.n = Some(4)), "the default quorum cannot be: n is 4, but the ring has only 3 server(s)"),
+            (
+                set(|c| c.n = Some(4)),
+                "the default quorum cannot be: n is 4, but the ring has only 3 server(s)",
+            ),
             (set(|c| c.w = Some(4)), "the default quorum cannot be: w is 4, but only n = 3 copies"),
             (set(|c| c.r = Some(0)), "the default quorum cannot be: r is 0; it must be at least 1"),
         ];

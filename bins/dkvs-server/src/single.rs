@@ -45,7 +45,9 @@ pub(crate) async fn start(plan: SinglePlan, settings: &Settings) -> anyhow::Resu
     let server_config = settings.server(&ring, me, addresses.clone(), data_dir.as_ref())?;
 
     let (address, remedy) = match &config.listen {
-        Some(listen) => (listen::address(listen).await?, "choose another one with --listen, or listen in its file"),
+        Some(listen) => {
+            (listen::address(listen).await?, "choose another one with --listen, or listen in its file")
+        }
         None => (addresses[me.as_usize()], "give another PORT"),
     };
     let port = listen::bind(address, config.insecure, remedy).await?;
