@@ -16,7 +16,7 @@ use dkvs_cluster::{Server, ServerConfig};
 use dkvs_core::record::Record;
 use dkvs_core::servers::ServerEntry;
 use dkvs_net::faults::{Faults, FaultySocket};
-use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience, Port};
+use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience, Port, Socket};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest};
 use dkvs_proto::message::{Answer, Request};
 use dkvs_storage::{MemoryStore, Start};
@@ -101,7 +101,7 @@ impl Cluster {
         for _ in ring.servers() {
             ports.push(Port::bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port"));
         }
-        let addresses = ports.iter().map(|port| dkvs_net::Socket::local_addr(port)).collect();
+        let addresses = ports.iter().map(Socket::local_addr).collect();
         let member = |_| Member {
             store: Arc::new(MemoryStore::new()),
             running: None,
@@ -147,8 +147,7 @@ impl Cluster {
         let skew_ms = member.skew_ms.clone();
         let wall_clock = Arc::new(move || (WALL_MS + skew_ms.load(Ordering::Relaxed)).unsigned_abs());
         let unique = seed << 32 | u64::from(server.number()) << 16 | member.starts;
-        let config =
-            ServerConfig::new(self.ring.clone(), server, self.addresses.clone(), wall_clock, unique);
+        let config = ServerConfig::new(self.ring.clone(), server, self.addresses.clone(), wall_clock, unique);
         let socket = FaultySocket::new(port, self.plan.faults, unique);
         let store = member.store.clone();
         let running = Server::start(socket, store, start, initial, config.expect("a ring")).await;

@@ -1,5 +1,7 @@
 //! Puts and gets on healthy clusters: every quorum, every size, every kind of key.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use dkvs::{ClientConfig, Error};
 use dkvs_tests::{Cluster, PATIENCE, Plan};
@@ -64,7 +66,7 @@ async fn values_of_every_size_come_back_by_datagram_and_by_stream() {
     let cluster = Cluster::start(Plan::of(3)).await;
     let client = cluster.client().await;
     for len in [0, 1, 1_100, 1_300, 30_000, 5 * 1024 * 1024, 8 * 1024 * 1024] {
-        let value: Bytes = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+        let value: Bytes = (0..=250).cycle().take(len).collect();
         client.put("k", value.clone()).w(3).await.unwrap();
         for r in 1..=3 {
             assert!(client.get("k").r(r).await.unwrap().value() == Some(&value), "{len} bytes, r={r}");
@@ -77,7 +79,7 @@ async fn keys_and_values_are_any_bytes() {
     let cluster = Cluster::start(Plan::of(3)).await;
     let client = cluster.client().await;
     let every_byte: Bytes = (0..=255).collect();
-    let long_key: Bytes = (0..32_768).map(|i| (i % 256) as u8).collect();
+    let long_key: Bytes = (0..=255).cycle().take(32_768).collect();
     for key in [every_byte.clone(), long_key, Bytes::from_static(b"\n"), Bytes::from_static(&[0])] {
         client.put(key.clone(), every_byte.clone()).await.unwrap();
         assert_eq!(client.get(key.clone()).await.unwrap().value(), Some(&every_byte));
@@ -93,10 +95,16 @@ async fn one_byte_over_a_limit_is_refused_by_name_before_anything_is_sent() {
     cluster.servers().into_iter().for_each(|server| cluster.kill(server));
     let (key, value) = (vec![b'k'; 32_769], vec![b'v'; 8 * 1024 * 1024 + 1]);
     for (error, says) in [
-        (client.put(key.clone(), "v").await.unwrap_err(), "the key has 32769 bytes; at most 32768 are allowed"),
+        (
+            client.put(key.clone(), "v").await.unwrap_err(),
+            "the key has 32769 bytes; at most 32768 are allowed",
+        ),
         (client.get(key).await.unwrap_err(), "the key has 32769 bytes; at most 32768 are allowed"),
         (client.put("", "v").await.unwrap_err(), "the key is empty; it must have at least 1 byte"),
-        (client.put("k", value).await.unwrap_err(), "the value has 8388609 bytes; at most 8388608 are allowed"),
+        (
+            client.put("k", value).await.unwrap_err(),
+            "the value has 8388609 bytes; at most 8388608 are allowed",
+        ),
     ] {
         assert!(matches!(&error, Error::Usage(text) if text == says), "{error}");
     }
@@ -108,7 +116,10 @@ async fn a_server_has_limits_of_its_own() {
     let config = ClientConfig { value_len_max: usize::MAX, timeout: PATIENCE, ..ClientConfig::default() };
     let client = cluster.client_with(config).await;
     let error = client.put("k", vec![0; 8 * 1024 * 1024 + 1]).await.unwrap_err();
-    assert!(error.to_string().contains("the value has 8388609 bytes; at most 8388608 are allowed"), "{error}");
+    assert!(
+        error.to_string().contains("the value has 8388609 bytes; at most 8388608 are allowed"),
+        "{error}"
+    );
     assert!(error.nothing_was_written());
 }
 
@@ -117,10 +128,10 @@ async fn a_client_whose_ring_differs_is_told_so() {
     let cluster = Cluster::start(Plan::of(3)).await;
     let other = Cluster::start(Plan::of(4)).await;
     let socket = dkvs_net::Port::for_calls(&[]).await.unwrap();
-    let addresses = cluster.servers().iter().chain(&cluster.servers()[..1]).map(|&s| cluster.address(s)).collect();
+    let addresses =
+        cluster.servers().iter().chain(&cluster.servers()[..1]).map(|&s| cluster.address(s)).collect();
     let ring = (**other.ring()).clone();
-    let client =
-        dkvs::Client::with_socket(socket, ring, addresses, None, ClientConfig::default()).unwrap();
+    let client = dkvs::Client::with_socket(socket, ring, addresses, None, ClientConfig::default()).unwrap();
     let error = client.put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::WrongRing { .. }), "{error}");
 }
@@ -148,7 +159,10 @@ async fn a_server_that_does_not_own_a_key_passes_a_put_on() {
     assert!(matches!(&answer, ClientAnswer::Put(done) if done.acked.len() >= 2), "{answer:?}");
     assert!(cluster.stored(stranger, key).siblings().is_empty(), "it kept nothing for itself");
     let answer = cluster.ask(stranger, put(true)).await;
-    assert!(matches!(answer, ClientAnswer::Failed(_)), "what was passed on once is not passed on again: {answer:?}");
+    assert!(
+        matches!(answer, ClientAnswer::Failed(_)),
+        "what was passed on once is not passed on again: {answer:?}"
+    );
     let client = cluster.client().await;
     assert_eq!(client.get(key).r(3).await.unwrap().value(), Some(&Bytes::from_static(b"v")));
 }

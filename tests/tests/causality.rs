@@ -1,5 +1,7 @@
 //! Which puts replace which.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use dkvs::ServerIndex;
 use dkvs_core::record::OpId;
@@ -122,7 +124,8 @@ async fn a_blind_put_replaces_what_its_coordinator_missed_without_any_read() {
     assert!(matches!(answer, ClientAnswer::Put(_)), "{answer:?}");
     for server in [second, third] {
         let record = cluster.stored(server, "k");
-        let values: Vec<_> = record.values().iter().map(|sibling| sibling.write.body.value().cloned()).collect();
+        let values: Vec<_> =
+            record.values().iter().map(|sibling| sibling.write.body.value().cloned()).collect();
         assert_eq!(values, [Some(Bytes::from_static(b"after"))], "at {server:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! Servers that are down: what still works, what does not, and what is said about it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,7 +41,9 @@ async fn with_two_of_three_down_quorums_are_missed_in_time_and_by_name_and_one_r
     let Error::Unknown(report) = &error else { panic!("{error}") };
     assert_eq!((report.kind, report.acked(), report.needed), (QuorumKind::Write, 1, 2), "{error}");
     let name = |server| cluster.ring().servers()[server].name.clone();
-    for (server, says) in [(down_a, OwnerReport::TimedOut), (down_b, OwnerReport::TimedOut), (up, OwnerReport::Ok)] {
+    for (server, says) in
+        [(down_a, OwnerReport::TimedOut), (down_b, OwnerReport::TimedOut), (up, OwnerReport::Ok)]
+    {
         assert!(report.owners.contains(&(name(server), says)), "{error}");
     }
     let late = Duration::from_secs(5);
@@ -58,9 +62,15 @@ async fn with_all_servers_down_a_read_is_unavailable_and_a_write_unknown() {
     let timeout = Duration::from_millis(500);
     let client = cluster.client_with(ClientConfig { timeout, ..ClientConfig::default() }).await;
     let error = client.get("k").await.unwrap_err();
-    assert!(matches!(&error, Error::Unavailable(report) if report.kind == QuorumKind::Coordinator), "{error}");
+    assert!(
+        matches!(&error, Error::Unavailable(report) if report.kind == QuorumKind::Coordinator),
+        "{error}"
+    );
     let error = client.put("k", "v").await.unwrap_err();
-    assert!(!error.nothing_was_written(), "a datagram may have reached a server just before it died: {error}");
+    assert!(
+        !error.nothing_was_written(),
+        "a datagram may have reached a server just before it died: {error}"
+    );
 }
 
 /// S = 5, N = 4, W = 3, R = 2, and one of the owners is down.

@@ -1,5 +1,7 @@
 //! A network that loses and repeats datagrams.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +20,8 @@ async fn a_thousand_operations_at_once_all_succeed_and_none_is_executed_twice() 
     let config = ClientConfig { timeout: PATIENCE, silence_max: PATIENCE, ..ClientConfig::default() };
     let client = cluster.client_with(config).await;
 
-    let puts: FuturesUnordered<_> = (0..500).map(|i| client.put(format!("k{i}"), format!("v{i}")).into_future()).collect();
+    let puts: FuturesUnordered<_> =
+        (0..500).map(|i| client.put(format!("k{i}"), format!("v{i}")).into_future()).collect();
     let put: Vec<_> = puts.collect().await;
     assert!(put.iter().all(Result::is_ok), "{:?}", put.iter().find(|put| put.is_err()));
     let gets: FuturesUnordered<_> = (0..500)
@@ -37,7 +40,8 @@ async fn a_thousand_operations_at_once_all_succeed_and_none_is_executed_twice() 
     for i in 0..500 {
         for key in [format!("k{i}"), format!("other {i}")] {
             let coordinator = cluster.owners(&key, 3)[0];
-            let counters: Vec<u64> = cluster.stored(coordinator, &key).vv().iter().map(|dot| dot.counter).collect();
+            let counters: Vec<u64> =
+                cluster.stored(coordinator, &key).vv().iter().map(|dot| dot.counter).collect();
             assert_eq!(counters, [1], "{key} was put once");
         }
     }
@@ -47,7 +51,8 @@ async fn a_thousand_operations_at_once_all_succeed_and_none_is_executed_twice() 
 async fn half_of_all_datagrams_may_be_lost() {
     let faults = Faults { loss: 0.3, duplication: 0.3 };
     let cluster = Cluster::start(Plan { faults, seed: 2, ..Plan::of(3) }).await;
-    let config = ClientConfig { timeout: PATIENCE, silence_max: Duration::from_secs(5), ..ClientConfig::default() };
+    let config =
+        ClientConfig { timeout: PATIENCE, silence_max: Duration::from_secs(5), ..ClientConfig::default() };
     let client = cluster.client_with(config).await;
     for i in 0..6 {
         client.put("k", format!("v{i}")).w(3).await.unwrap();

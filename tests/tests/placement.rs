@@ -1,5 +1,7 @@
 //! Who holds what: the ring of the known answers, and pairs given at start.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
@@ -30,7 +32,9 @@ async fn keys_live_on_exactly_the_servers_of_the_known_answers() {
         client.put(key, "v").n(3).w(3).await.unwrap();
     }
     let on = |port| cluster.ring().servers().position(&name("127.0.0.1", port)).unwrap();
-    for (port, expected) in [(1234, vec!["a"]), (1235, vec!["a", "cc"]), (1236, vec!["a", "cc"]), (1237, vec!["cc"])] {
+    for (port, expected) in
+        [(1234, vec!["a"]), (1235, vec!["a", "cc"]), (1236, vec!["a", "cc"]), (1237, vec!["cc"])]
+    {
         let expected: BTreeSet<Bytes> = expected.into_iter().map(Bytes::from).collect();
         assert_eq!(keys_held(&client, on(port)).await, expected, "port {port}");
     }
@@ -79,7 +83,8 @@ async fn a_pair_given_to_all_servers_is_one_value_older_than_any_put() {
     let got = client.get("abc").r(3).siblings().await.unwrap();
     assert_eq!(got.siblings(), [Some(Bytes::from_static(b"new"))]);
     eventually("all servers to hold the same record", || async {
-        let records: Vec<_> = cluster.servers().into_iter().map(|server| cluster.stored(server, "abc")).collect();
+        let records: Vec<_> =
+            cluster.servers().into_iter().map(|server| cluster.stored(server, "abc")).collect();
         records.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
     })
     .await;

@@ -1,5 +1,7 @@
 //! A get makes the agreement it needs.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use dkvs_tests::{Cluster, Plan};
 

@@ -49,7 +49,7 @@ Examples:
 /// The command line client of DKVS, a leaderless, replicated, durable key-value store
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, subcommand_value_name = "OP", subcommand_help_heading = "Operations")]
-#[command(override_usage = "dkvs-client [OPTIONS] OP [--] [ARGS]")]
+#[command(override_usage = "dkvs-client [OPTIONS] OP [--] [ARGS]", arg_required_else_help = true)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -61,14 +61,14 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Common {
     /// Read the ring from this file: one IP PORT COUNT a line
-    #[arg(long, global = true, value_name = "FILE", env = "DKVS_SERVERS")]
+    #[arg(long, global = true, value_name = "FILE", env = "DKVS_SERVERS", hide_env_values = true)]
     pub(crate) servers: Option<PathBuf>,
 
     /// Ask this server for the ring [default: 127.0.0.1:1234]
-    #[arg(long, global = true, value_name = "HOST:PORT", env = "DKVS_CONNECT")]
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "DKVS_CONNECT", hide_env_values = true)]
     pub(crate) connect: Option<ServerName>,
 
-    /// Wait so long for each read or write: 500ms, 1s, 2m; seconds without a unit
+    /// Longest wait for each read or write: 500ms, 1s, 2m, or seconds without a unit
     #[arg(long, global = true, value_name = "D", default_value = "1s", value_parser = timeout)]
     #[arg(allow_hyphen_values = true)]
     pub(crate) timeout: Duration,
@@ -111,6 +111,7 @@ pub(crate) enum Op {
 pub(crate) enum DataOp {
     /// Write a value
     Put {
+        /// The key to write, 1 to 32768 bytes
         #[arg(value_parser = bytes())]
         key: Bytes,
         /// TEXT, @FILE, - for stdin, or @@TEXT for a text that starts with @
@@ -122,14 +123,16 @@ pub(crate) enum DataOp {
     },
     /// Read a value
     Get {
+        /// The key to read
         #[arg(value_parser = bytes())]
         key: Bytes,
         /// Show all values that nobody has replaced, the latest first, one OK VALUE or DELETED each
         #[arg(long)]
         siblings: bool,
     },
-    /// Delete a key; one that does not exist, too
+    /// Delete a key, whether it exists or not
     Delete {
+        /// The key to delete
         #[arg(value_parser = bytes())]
         key: Bytes,
         /// Delete exactly what a get saw, as its --json or --verbose shows it; without, all that was acknowledged
@@ -137,14 +140,17 @@ pub(crate) enum DataOp {
         context: Option<Context>,
     },
     /// Write the values of KEYs, one after the other, to DEST
-    #[command(override_usage = "dkvs-client cat [OPTIONS] [--] KEY... DEST")]
     Cat {
-        /// One or more keys to read, and last the key to write
-        #[arg(value_parser = bytes(), required = true, num_args = 2.., value_names = ["KEY", "DEST"])]
+        /// The keys to read
+        #[arg(value_parser = bytes(), required = true, value_name = "KEY")]
         keys: Vec<Bytes>,
+        /// The key to write
+        #[arg(value_parser = bytes())]
+        dest: Bytes,
     },
     /// Write a part of the value of KEY to DEST
     Substr {
+        /// The key to read
         #[arg(value_parser = bytes())]
         key: Bytes,
         /// Where the part starts: from 0 at the start, from -1 at the last byte backwards
@@ -153,13 +159,16 @@ pub(crate) enum DataOp {
         /// How many bytes; all must lie inside the value
         #[arg(allow_negative_numbers = true, value_parser = length)]
         len: u64,
+        /// The key to write
         #[arg(value_parser = bytes())]
         dest: Bytes,
     },
     /// Find the value of NEEDLE in the value of HAYSTACK: the leftmost index from 0, or -1
     Find {
+        /// The key whose value is searched
         #[arg(value_parser = bytes())]
         haystack: Bytes,
+        /// The key whose value is looked for
         #[arg(value_parser = bytes())]
         needle: Bytes,
     },
@@ -172,6 +181,7 @@ pub(crate) enum InspectOp {
     DumpRing,
     /// Show the nodes of the ring, or the servers of a key in their order of preference
     Ring {
+        /// The key whose servers to show
         #[arg(value_parser = bytes())]
         key: Option<Bytes>,
     },
@@ -227,7 +237,7 @@ impl DataOp {
     fn keys(&self) -> Vec<&Bytes> {
         match self {
             Self::Put { key, .. } | Self::Get { key, .. } | Self::Delete { key, .. } => vec![key],
-            Self::Cat { keys } => keys.iter().collect(),
+            Self::Cat { keys, dest } => keys.iter().chain([dest]).collect(),
             Self::Substr { key, dest, .. } => vec![key, dest],
             Self::Find { haystack, needle } => vec![haystack, needle],
         }
@@ -304,7 +314,9 @@ mod tests {
         let args = parse("get -- -n").unwrap();
         assert!(matches!(args.op, Op::Data(DataOp::Get { key, .. }) if key == "-n"));
         let args = parse("cat -v -- -a - --json -r").unwrap();
-        assert!(matches!(args.op, Op::Data(DataOp::Cat { keys }) if keys == ["-a", "-", "--json", "-r"]));
+        assert!(
+            matches!(args.op, Op::Data(DataOp::Cat { keys, dest }) if keys == ["-a", "-", "--json"] && dest == "-r")
+        );
         assert!(args.common.verbose && !args.common.json);
     }
 
@@ -348,7 +360,7 @@ mod tests {
             ("put k v w", "unexpected argument 'w'"),
             ("get", "<KEY>"),
             ("get -k", "unexpected argument '-k'"),
-            ("cat a", "2 values required"),
+            ("cat a", "<DEST>"),
             ("substr k x 1 d", "invalid value 'x' for '<POS>'"),
             ("substr k 0 -1 d", "invalid value '-1' for '<LEN>': it must be a whole number, at least 0"),
             ("find a", "<NEEDLE>"),

@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
-use dkvs::Context;
+use dkvs::Got;
 
 use crate::output::{Exit, escaped};
 
@@ -13,15 +13,15 @@ pub(crate) enum Failure {
     /// The command cannot work as it is. No operation was sent.
     #[error("{0}")]
     Usage(String),
-    /// The key to get has no value. The context tells a later put what was seen; there may be siblings that are not
-    /// deletions.
+    /// The key to get has no value, or its deletion is the latest of several siblings. What was read all the same
+    /// holds the context for a put that follows.
     #[error("not found")]
-    NotFound { context: Context, siblings: usize },
+    NotFound(Box<Got>),
     /// A key that an operation reads has no value. Nothing was written.
     #[error("not found: {}", escaped(.0))]
     SourceNotFound(Bytes),
     /// The part of a value does not lie inside it. Nothing was written.
-    #[error("{len} bytes from position {pos} are not inside the value, which has {value_len} bytes")]
+    #[error("POS {pos}, LEN {len} is not inside the value, which has {value_len} bytes")]
     OutOfRange { pos: i64, len: u64, value_len: usize },
     /// What was put together is longer than a value may be. Nothing was written.
     #[error("the values together have more than {len_max} bytes, the most that a value may have")]
@@ -67,7 +67,7 @@ impl Failure {
     pub(crate) fn class(&self) -> (&'static str, Exit) {
         match self {
             Self::Usage(_) | Self::Client(dkvs::Error::Usage(_)) => ("usage", Exit::Usage),
-            Self::NotFound { .. } | Self::SourceNotFound(_) => ("not_found", Exit::NotFound),
+            Self::NotFound(_) | Self::SourceNotFound(_) => ("not_found", Exit::NotFound),
             Self::NoRing { .. } | Self::NobodyAnswered => ("unavailable", Exit::Unavailable),
             Self::Client(dkvs::Error::Connect { .. } | dkvs::Error::Unavailable(_)) => {
                 ("unavailable", Exit::Unavailable)

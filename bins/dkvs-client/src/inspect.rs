@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs::{Client, Partition, Position, ServerIndex, ServerName, Status};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tempfile::SpooledTempFile;
 use tokio::task::JoinSet;
 
@@ -46,19 +46,13 @@ fn servers(client: &Client) -> impl Iterator<Item = (ServerIndex, &ServerName)> 
     servers.indices().zip(servers.iter().map(|entry| &entry.name))
 }
 
-#[derive(Serialize)]
-struct NodeJson {
-    token: String,
-    server: String,
-}
-
 fn ring(client: &Client, out: &mut Output<impl Write>) -> Result<(), Failure> {
     match out.format() {
         Format::Text | Format::Raw => write_nodes(client, out),
         Format::Json => {
             let id = client.ring().id();
             out.text(format_args!("{{\"ok\":true,\"ring\":\"{id}\",\"nodes\":"))?;
-            out.json_part(&nodes_json(client))?;
+            out.json_part(&NodesJson(client))?;
             out.text(format_args!("}}\n"))
         }
     }
@@ -71,13 +65,23 @@ fn write_nodes(client: &Client, out: &mut Output<impl Write>) -> Result<(), Fail
     })
 }
 
-fn nodes_json(client: &Client) -> Vec<NodeJson> {
-    let servers = client.ring().servers();
-    let node = |node: &dkvs::Node| NodeJson {
-        token: node.token.to_string(),
-        server: servers[node.server].name.to_string(),
-    };
-    client.ring().nodes().iter().map(node).collect()
+#[derive(Serialize)]
+struct NodeJson {
+    token: String,
+    server: String,
+}
+
+/// The nodes as a JSON array. There may be a million of them, so they are written one by one.
+struct NodesJson<'a>(&'a Client);
+
+impl Serialize for NodesJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ring = self.0.ring();
+        serializer.collect_seq(ring.nodes().iter().map(|node| NodeJson {
+            token: node.token.to_string(),
+            server: ring.servers()[node.server].name.to_string(),
+        }))
+    }
 }
 
 #[derive(Serialize)]
@@ -157,7 +161,7 @@ async fn dump_ring(client: &Client, out: &mut Output<impl Write>) -> Result<(), 
         }
         Format::Json => {
             out.bytes(b"{\"nodes\":")?;
-            out.json_part(&nodes_json(client))?;
+            out.json_part(&NodesJson(client))?;
             out.bytes(b",\"servers\":[")?;
         }
     }

@@ -7,7 +7,7 @@
 use std::io::Write;
 
 use bytes::{Bytes, BytesMut};
-use dkvs::{Got, Written};
+use dkvs::Got;
 
 use crate::args::{Common, DataOp};
 use crate::connect::{Cluster, config, with_context};
@@ -32,11 +32,12 @@ pub(crate) async fn run(op: &DataOp, common: &Common, out: &mut Output<impl Writ
         DataOp::Get { key, siblings } => {
             let cluster = Cluster::open(common).await?;
             let get = cluster.get(key);
-            if *siblings { show_siblings(&get.siblings().await?, out) } else { show_value(&get.await?, out) }
+            if *siblings { show_siblings(get.siblings().await?, out) } else { show_value(get.await?, out) }
         }
-        DataOp::Cat { keys } => {
+        DataOp::Cat { keys, dest } => {
             let cluster = Cluster::open(common).await?;
-            out.written(&cat(&cluster, keys, len_max).await?)
+            let whole = cat(&cluster, keys, len_max).await?;
+            out.written(&cluster.put(dest, whole).await?)
         }
         DataOp::Substr { key, pos, len, dest } => {
             let cluster = Cluster::open(common).await?;
@@ -52,19 +53,19 @@ pub(crate) async fn run(op: &DataOp, common: &Common, out: &mut Output<impl Writ
     }
 }
 
-fn show_value(got: &Got, out: &mut Output<impl Write>) -> Result<(), Failure> {
+fn show_value(got: Got, out: &mut Output<impl Write>) -> Result<(), Failure> {
     match got.value() {
-        Some(value) => out.value(value, got),
-        None => Err(not_found(got)),
+        Some(value) => out.value(value, &got),
+        None => Err(Failure::NotFound(Box::new(got))),
     }
 }
 
-fn show_siblings(got: &Got, out: &mut Output<impl Write>) -> Result<(), Failure> {
-    if got.siblings().iter().any(Option::is_some) { out.siblings(got) } else { Err(not_found(got)) }
-}
-
-fn not_found(got: &Got) -> Failure {
-    Failure::NotFound { context: got.context().clone(), siblings: got.sibling_count() }
+fn show_siblings(got: Got, out: &mut Output<impl Write>) -> Result<(), Failure> {
+    if got.siblings().iter().any(Option::is_some) {
+        out.siblings(&got)
+    } else {
+        Err(Failure::NotFound(Box::new(got)))
+    }
 }
 
 /// The value of a key that an operation needs.
@@ -73,20 +74,18 @@ async fn read(cluster: &Cluster, key: &Bytes) -> Result<Bytes, Failure> {
     got.value().cloned().ok_or_else(|| Failure::SourceNotFound(key.clone()))
 }
 
-async fn cat(cluster: &Cluster, keys: &[Bytes], len_max: usize) -> Result<Written, Failure> {
-    let Some((dest, sources)) = keys.split_last() else {
-        return Err(Failure::Usage("no keys are given".into()));
-    };
+/// The values of the keys, one after the other.
+async fn cat(cluster: &Cluster, keys: &[Bytes], len_max: usize) -> Result<Bytes, Failure> {
     let mut whole = BytesMut::new();
-    for source in sources {
-        let value = read(cluster, source).await?;
+    for key in keys {
+        let value = read(cluster, key).await?;
         // Checked as it grows: a thousand keys must not fill the memory before they are found to be too much.
         if whole.len() + value.len() > len_max {
             return Err(Failure::TooLong { len_max });
         }
         whole.extend_from_slice(&value);
     }
-    Ok(cluster.put(dest, whole.freeze()).await?)
+    Ok(whole.freeze())
 }
 
 /// `len` bytes from `pos`, which counts from the end if it is negative.
@@ -162,7 +161,7 @@ mod tests {
         }
         assert_eq!(
             part(&value, -6, 1).unwrap_err().to_string(),
-            "1 bytes from position -6 are not inside the value, which has 5 bytes"
+            "POS -6, LEN 1 is not inside the value, which has 5 bytes"
         );
     }
 

@@ -95,7 +95,9 @@ impl<W: Write> Output<W> {
                 self.note_siblings(got.sibling_count());
                 self.bytes(value)
             }
-            Format::Json => self.json(&GotJson { found: ValueJson::of(value), seen: SeenJson::of(got) }),
+            Format::Json => {
+                self.json(&GotJson { ok: true, found: ValueJson::of(value), seen: SeenJson::of(got) })
+            }
         }
     }
 
@@ -109,7 +111,7 @@ impl<W: Write> Output<W> {
             }),
             Format::Json => {
                 let values = got.siblings().iter().map(SiblingJson::of).collect();
-                self.json(&SiblingsJson { values, seen: SeenJson::of(got) })
+                self.json(&SiblingsJson { ok: true, values, seen: SeenJson::of(got) })
             }
         }
     }
@@ -132,11 +134,11 @@ impl<W: Write> Output<W> {
             Failure::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Success,
             // The answer, that every server is down, is already there.
             Failure::NobodyAnswered => note(&failure.to_string()),
-            Failure::NotFound { siblings, context } => {
-                self.remark("answered", &[], context);
-                let _not_shown = self.fail(failure, kind, Some((context.to_string(), *siblings)));
+            Failure::NotFound(got) => {
+                self.remark("answered", got.answered(), got.context());
+                self.fail(failure, kind, Some(got));
                 if self.format != Format::Json {
-                    self.note_siblings(*siblings);
+                    self.note_siblings(got.sibling_count());
                 }
             }
             Failure::SourceNotFound(_)
@@ -146,27 +148,27 @@ impl<W: Write> Output<W> {
             | Failure::Client(_)
             | Failure::Spool(_)
             | Failure::Stdout(_)
-            | Failure::Runtime(_) => {
-                let _not_shown = self.fail(failure, kind, None);
-            }
+            | Failure::Runtime(_) => self.fail(failure, kind, None),
         }
         exit
     }
 
-    fn fail(&mut self, failure: &Failure, kind: &str, seen: Option<(String, usize)>) -> Result<(), Failure> {
+    /// FAIL, where it goes to one terminal with the reason before it; in JSON both are one. A stdout that takes
+    /// nothing must not keep the reason from being told.
+    fn fail(&mut self, failure: &Failure, kind: &str, got: Option<&Got>) {
         let error = failure.to_string();
-        let (context, siblings) = seen.unzip();
-        match self.format {
-            Format::Json => self.json(&FailJson { ok: false, error, kind, context, siblings })?,
-            Format::Text => {
-                self.bytes(b"FAIL\n")?;
-                // The answer before its reason, where both go to one terminal.
-                self.finish()?;
-                note(&error);
+        let shown = match self.format {
+            Format::Json => {
+                let seen = got.map(SeenJson::of);
+                self.json(&FailJson { ok: false, error: &error, kind, seen })
             }
-            Format::Raw => note(&error),
+            Format::Text => self.bytes(b"FAIL\n"),
+            Format::Raw => Ok(()),
+        };
+        let shown = shown.and_then(|()| self.finish());
+        if self.format != Format::Json || shown.is_err() {
+            note(&error);
         }
-        self.finish()
     }
 
     /// Writes what is still kept here. Until then nothing is certain to have been written.
@@ -285,16 +287,15 @@ struct WrittenJson {
 #[derive(Serialize)]
 struct FailJson<'a> {
     ok: bool,
-    error: String,
+    error: &'a str,
     kind: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    context: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    siblings: Option<usize>,
+    #[serde(flatten)]
+    seen: Option<SeenJson>,
 }
 
 #[derive(Serialize)]
 struct GotJson<'a> {
+    ok: bool,
     #[serde(flatten)]
     found: ValueJson<'a>,
     #[serde(flatten)]
@@ -303,6 +304,7 @@ struct GotJson<'a> {
 
 #[derive(Serialize)]
 struct SiblingsJson<'a> {
+    ok: bool,
     values: Vec<SiblingJson<'a>>,
     #[serde(flatten)]
     seen: SeenJson,

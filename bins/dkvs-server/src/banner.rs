@@ -20,6 +20,8 @@ pub(crate) struct Banner {
     pub(crate) durability: Durability,
     /// Initial pairs.
     pub(crate) pairs: usize,
+    /// Something a user would be surprised by.
+    pub(crate) note: Option<String>,
 }
 
 /// One server.
@@ -32,8 +34,13 @@ pub(crate) struct Row {
 }
 
 impl Banner {
-    /// Prints it. Who closed stdout did not want to read it, and the server goes on.
+    /// Prints it, and tells the log. Who closed stdout did not want to read it, and the server goes on.
     pub(crate) fn print(&self) {
+        for row in &self.servers {
+            let (name, listen, start) = (&row.name, row.listen, row.start);
+            let data_dir = row.data_dir.as_ref().map(|path| path.display().to_string());
+            tracing::info!(%name, %listen, data_dir, ?start, "serving");
+        }
         print(self);
     }
 
@@ -77,10 +84,16 @@ impl Display for Banner {
         }
         let (n, r, w) = (self.quorum.n(), self.quorum.r(), self.quorum.w());
         writeln!(f)?;
-        writeln!(f, "  data     {}", self.promise())?;
-        writeln!(f, "  quorums  n = {n} copies of a key; a read waits for r = {r}, a write for w = {w}")?;
+        writeln!(f, "  data    {}", self.promise())?;
+        writeln!(
+            f,
+            "  copies  {n} of each key; reads wait for {r}, writes for {w}  (n = {n}, r = {r}, w = {w})"
+        )?;
         if self.pairs > 0 {
-            writeln!(f, "  pairs    {} from the command line", self.pairs)?;
+            writeln!(f, "  pairs   {} from the command line", self.pairs)?;
+        }
+        if let Some(note) = &self.note {
+            writeln!(f, "  note    {note}")?;
         }
         let server = self.servers.first().map(client_flag).unwrap_or_default();
         writeln!(f, "\nTry, in another terminal:\n")?;

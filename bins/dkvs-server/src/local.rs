@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use dkvs_core::ring::Ring;
-use dkvs_core::servers::{ServerEntry, ServerList, ServerName};
+use dkvs_core::servers::{ServerEntry, ServerList, ServerName, parse};
 use dkvs_net::{Port, Socket};
 use tokio::task::JoinSet;
 
@@ -26,6 +26,7 @@ use crate::listen;
 use crate::remembered;
 use crate::running::{Data, Running};
 use crate::settings::Settings;
+use crate::single::RING_FILE_DEFAULT;
 
 /// Virtual nodes of each server. With this many, the shares of a handful of servers differ by some tenths; the ring
 /// is still small enough to be read.
@@ -78,7 +79,7 @@ pub(crate) async fn start(plan: &LocalPlan, settings: &Settings) -> anyhow::Resu
         1 => "a local cluster of 1 server".into(),
         servers => format!("a local cluster of {servers} servers"),
     };
-    Ok((servers, Banner { what, servers: rows, quorum, durability, pairs: 0 }))
+    Ok((servers, Banner { what, servers: rows, quorum, durability, pairs: 0, note: note(ring.servers()) }))
 }
 
 fn entry(address: SocketAddr) -> anyhow::Result<ServerEntry> {
@@ -144,6 +145,18 @@ async fn open_all(
     }
     data.sort_by_key(|(place, _)| *place);
     Ok(data.into_iter().map(|(_, data)| data).collect())
+}
+
+/// A client started in a directory with a `servers.txt` asks those servers, not these.
+fn note(servers: &ServerList) -> Option<String> {
+    let text = fs::read_to_string(RING_FILE_DEFAULT).ok()?;
+    let is_this_ring = parse(&text, RING_FILE_DEFAULT).is_ok_and(|listed| listed == *servers);
+    (!is_this_ring).then(|| {
+        format!(
+            "{RING_FILE_DEFAULT} in this directory is not used here, but clients started here use it: \
+             start them elsewhere"
+        )
+    })
 }
 
 /// Makes `root` the directory of the cluster of these servers, or refuses if it is another's.

@@ -2,7 +2,8 @@
 //!
 //! The level is the `--log` flag's, else `RUST_LOG`'s, else the configuration file's, else `warn`: a server that works
 //! says nothing. A word that is neither a level nor `TARGET=LEVEL` is an error; the filter's own parser would take
-//! `inof` for the name of a module.
+//! `inof` for the name of a module. A level alone is meant for DKVS: the storage engine, which tells of each file it
+//! opens, stays at warnings unless it is named (`fjall=info`).
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -29,13 +30,22 @@ pub(crate) fn start(flag: Option<&str>, config: &Config) -> anyhow::Result<()> {
     if source != ENVIRONMENT {
         check(source, text)?;
     }
-    let filter = EnvFilter::try_new(text).map_err(|error| anyhow!("{source} is {text:?}: {error}"))?;
+    let filter = EnvFilter::try_new(with_quiet_engine(text))
+        .map_err(|error| anyhow!("{source} is {text:?}: {error}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match config.log_format {
         LogFormat::Human => builder.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| anyhow!("cannot start to log: {error}"))
+}
+
+/// Keeps the engine quiet where a level alone would make it talk.
+fn with_quiet_engine(text: &str) -> String {
+    match text.parse::<LevelFilter>() {
+        Ok(level) if level > LevelFilter::WARN => format!("{text},fjall=warn,lsm_tree=warn"),
+        Ok(_) | Err(_) => text.to_owned(),
+    }
 }
 
 fn check(source: &str, text: &str) -> anyhow::Result<()> {
@@ -58,6 +68,14 @@ fn check(source: &str, text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_alone_is_for_dkvs() {
+        assert_eq!(with_quiet_engine("info"), "info,fjall=warn,lsm_tree=warn");
+        for as_it_is in ["warn", "off", "info,fjall=trace"] {
+            assert_eq!(with_quiet_engine(as_it_is), as_it_is);
+        }
+    }
 
     #[test]
     fn a_misspelt_level_is_an_error() {

@@ -21,7 +21,7 @@ use crate::running::{Data, Running};
 use crate::settings::Settings;
 
 /// Read from the working directory when no ring file is named.
-const RING_FILE_DEFAULT: &str = "servers.txt";
+pub(crate) const RING_FILE_DEFAULT: &str = "servers.txt";
 /// Under it, each server has a directory of its own.
 const DATA_DIRS_DEFAULT: &str = "./dkvs-data";
 /// A server alone owns every key, however many virtual nodes it has.
@@ -45,9 +45,10 @@ pub(crate) async fn start(plan: SinglePlan, settings: &Settings) -> anyhow::Resu
     let server_config = settings.server(&ring, me, addresses.clone(), data_dir.as_ref())?;
 
     let (address, remedy) = match &config.listen {
-        Some(listen) => {
-            (listen::address(listen).await?, "choose another one with --listen, or listen in its file")
-        }
+        Some(listen) => (
+            listen::address(listen).await?,
+            "choose another port with --listen, or with listen in the configuration file",
+        ),
         None => (addresses[me.as_usize()], "give another PORT"),
     };
     let port = listen::bind(address, config.insecure, remedy).await?;
@@ -70,6 +71,7 @@ pub(crate) async fn start(plan: SinglePlan, settings: &Settings) -> anyhow::Resu
         quorum: server_config.quorum,
         durability: server_config.durability,
         pairs: plan.pairs.len(),
+        note: None,
     };
     let server = Running::start(port, data, plan.pairs, server_config).await?;
     Ok((vec![server], banner))

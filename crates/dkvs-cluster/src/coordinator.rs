@@ -26,7 +26,8 @@ use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{CallError, Endpoint, Patience, Socket};
 use dkvs_proto::context;
 use dkvs_proto::message::client::{
-    ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed, Token,
+    ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
+    Token,
 };
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Refusal, Request};
@@ -155,8 +156,9 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let mut quorum = WriteQuorum::new(owners, w.into());
         quorum.acked(self.me, &[]);
         let others = owners.iter().filter(|&&owner| owner != self.me);
-        let mut writes: Writes =
-            others.map(|&owner| self.clone().merge_at(owner, key.clone(), record.clone(), deadline)).collect();
+        let mut writes: Writes = others
+            .map(|&owner| self.clone().merge_at(owner, key.clone(), record.clone(), deadline))
+            .collect();
         while quorum.progress() == Progress::Pending {
             let Some((owner, answer)) = writes.next().await else { break };
             match answer {
@@ -255,14 +257,22 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             let patience = Patience { deadline, silence: Some(silence) };
             match self.endpoint.call(to, &request, patience).await {
                 Ok(Answer::Client(answer)) => return Ok(answer),
-                Ok(Answer::Replica(_) | Answer::Admin(_)) | Err(_) => tried.push((owner, OwnerAnswer::TimedOut)),
+                Ok(Answer::Replica(_) | Answer::Admin(_)) | Err(_) => {
+                    tried.push((owner, OwnerAnswer::TimedOut));
+                }
             }
         }
         Err(missed(put.w, tried, start))
     }
 
     /// This server's own part failed: before anything left for another if it refused, else nobody knows.
-    fn own_failure(&self, error: ReplicaError, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
+    fn own_failure(
+        &self,
+        error: ReplicaError,
+        owners: &[ServerIndex],
+        needed: u16,
+        start: Instant,
+    ) -> Failure {
         match error {
             ReplicaError::Refused(refusal) => Failure::Refused(refusal),
             ReplicaError::Storage(_) | ReplicaError::Damaged(_) => {

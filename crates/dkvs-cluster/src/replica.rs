@@ -90,7 +90,11 @@ impl<T: Store> Replica<T> {
         random: StdRng,
     ) -> Result<Self, StoreError> {
         let identity = Identity::load(&*store, start, random)?;
-        tracing::info!(?start, incarnation = format_args!("{:016x}", identity.incarnation()), "replica opened");
+        tracing::info!(
+            ?start,
+            incarnation = format_args!("{:016x}", identity.incarnation()),
+            "replica opened"
+        );
         let (changes, queue) = mpsc::channel(QUEUE_LEN);
         let (stop, stopping) = watch::channel(false);
         let (writer, stopped, totals) = Writer::new(store.clone(), identity, clock, durability)?;

@@ -143,4 +143,3 @@ impl<S: Socket, T: Store> Running<S, T> {
         answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
     }
 }
-

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dkvs_proto::limits::{DATAGRAM_LEN_DEFAULT, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN};
+use dkvs_proto::limits::{BODY_LEN_MAX, DATAGRAM_LEN_DEFAULT, DATAGRAM_LEN_MAX, DATAGRAM_LEN_MIN};
 
 /// How an endpoint behaves. The defaults suit servers and clients in one data centre.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct EndpointConfig {
     pub sessions_max: usize,
     /// Streams served at one time.
     pub streams_max: usize,
+    /// Bytes of requests that streams may hold at one time; one more waits.
+    pub stream_bytes_max: usize,
     /// First wait before a request is sent again. It must exceed a usual answer's time, a disk's flush included.
     pub retransmit_min: Duration,
     /// Longest wait before a request is sent again; the waits double up to it.
@@ -36,6 +38,7 @@ impl Default for EndpointConfig {
             outbox_len_max: 65_536,
             sessions_max: 65_536,
             streams_max: 256,
+            stream_bytes_max: 512 << 20,
             retransmit_min: Duration::from_millis(25),
             retransmit_max: Duration::from_millis(200),
             stream_idle_max: Duration::from_secs(30),
@@ -66,6 +69,13 @@ impl EndpointConfig {
                 name: "datagram_len_max",
                 value: self.datagram_len_max.to_string(),
                 allowed: format!("from {DATAGRAM_LEN_MIN} to {DATAGRAM_LEN_MAX} bytes"),
+            });
+        }
+        if self.stream_bytes_max < BODY_LEN_MAX {
+            return Err(ConfigError {
+                name: "stream_bytes_max",
+                value: self.stream_bytes_max.to_string(),
+                allowed: format!("at least {BODY_LEN_MAX} bytes, the longest message"),
             });
         }
         if self.retransmit_min.is_zero() || self.retransmit_max < self.retransmit_min {

@@ -158,6 +158,7 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) idle_streams: IdleStreams<S::Stream>,
     pub(crate) closed: watch::Receiver<bool>,
     pub(crate) streams: Arc<Semaphore>,
+    pub(crate) stream_room: Semaphore,
     requests: Arc<Semaphore>,
     peers: Mutex<Peers>,
     sessions: Mutex<Sessions>,
@@ -190,6 +191,7 @@ impl<S: Socket> Endpoint<S> {
             outbox: Outbox::new(config.outbox_len_max),
             requests: Arc::new(Semaphore::new(config.requests_max)),
             streams: Arc::new(Semaphore::new(config.streams_max)),
+            stream_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
             jitter: Mutex::new(random),
             counters: Counters::default(),
             idle_streams: IdleStreams::default(),
@@ -225,7 +227,12 @@ impl<S: Socket> Endpoint<S> {
     ///
     /// # Errors
     /// [`CallError`] says whether the request may have been executed. Dropping the future abandons the call.
-    pub async fn call(&self, to: SocketAddr, request: &Request, patience: Patience) -> Result<Answer, CallError> {
+    pub async fn call(
+        &self,
+        to: SocketAddr,
+        request: &Request,
+        patience: Patience,
+    ) -> Result<Answer, CallError> {
         let (kind, body) = request.encode();
         self.shared.call(to, kind, &body, patience).await
     }
@@ -437,7 +444,8 @@ impl<S: Socket> Shared<S> {
                 return Counters::count(&self.counters.junk);
             }
         };
-        let (requests, others): (Vec<_>, Vec<_>) = frames.into_iter().partition(|frame| frame.kind.is_request());
+        let (requests, others): (Vec<_>, Vec<_>) =
+            frames.into_iter().partition(|frame| frame.kind.is_request());
         for frame in others {
             let (again, expected) = lock(&self.peers).heard(from, header.proof, &frame);
             again.into_iter().for_each(|frame| self.push(from, frame));
@@ -461,8 +469,7 @@ impl<S: Socket> Shared<S> {
     fn challenge(self: &Arc<Self>, to: SocketAddr, id: u64) {
         Counters::count(&self.counters.challenged);
         let proof = self.proofs.issue(to);
-        let mut datagram =
-            envelope::DatagramBuilder::new(Header { session: self.session, proof, oldest: 0 });
+        let mut datagram = envelope::DatagramBuilder::new(Header { session: self.session, proof, oldest: 0 });
         datagram.push(&Frame { kind: Kind::Challenge, id, body: &[] });
         // Not through the outbox: there it would share an envelope with others, which have no room for its proof.
         let (shared, datagram) = (self.clone(), datagram.finish(0));
@@ -539,9 +546,9 @@ impl<S: Socket> Shared<S> {
     }
 
     fn answer(&self, to: SocketAddr, frame: Frame<'_>) {
-        let frame = self.datagram_frame(frame).or_else(|| {
-            self.datagram_frame(Frame { kind: Kind::UseStream, id: frame.id, body: &[] })
-        });
+        let frame = self
+            .datagram_frame(frame)
+            .or_else(|| self.datagram_frame(Frame { kind: Kind::UseStream, id: frame.id, body: &[] }));
         if let Some(frame) = frame {
             self.push(to, frame);
         }

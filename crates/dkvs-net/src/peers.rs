@@ -87,7 +87,12 @@ impl Peers {
     }
 
     /// Takes a frame that is not a request. Returns the requests to send again, and whether it was expected at all.
-    pub(crate) fn heard(&mut self, from: SocketAddr, proof: u64, frame: &Frame<'_>) -> (Vec<Arc<[u8]>>, bool) {
+    pub(crate) fn heard(
+        &mut self,
+        from: SocketAddr,
+        proof: u64,
+        frame: &Frame<'_>,
+    ) -> (Vec<Arc<[u8]>>, bool) {
         let Some(peer) = self.peers.get_mut(&from) else { return (Vec::new(), false) };
         let Some(call) = peer.calls.get_mut(&frame.id) else { return (Vec::new(), false) };
         call.sign_of_life = true;

@@ -79,7 +79,9 @@ impl Port {
     /// A socket of the IPv6 family reaches IPv4 addresses under their mapped form.
     fn in_our_family(&self, to: SocketAddr) -> SocketAddr {
         match to.ip() {
-            IpAddr::V4(v4) if self.local_addr.is_ipv6() => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
+            IpAddr::V4(v4) if self.local_addr.is_ipv6() => {
+                SocketAddr::new(v4.to_ipv6_mapped().into(), to.port())
+            }
             IpAddr::V4(_) | IpAddr::V6(_) => to,
         }
     }

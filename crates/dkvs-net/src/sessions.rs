@@ -73,7 +73,12 @@ impl Sessions {
         if !room && !self.sessions.contains_key(&session) {
             return Admission::Full;
         }
-        let new = || Session { oldest: 0, requests: BTreeMap::new(), finished_any: false, last_seen: Instant::now() };
+        let new = || Session {
+            oldest: 0,
+            requests: BTreeMap::new(),
+            finished_any: false,
+            last_seen: Instant::now(),
+        };
         let session = self.sessions.entry(session).or_insert_with(new);
         match session.requests.get(&id) {
             Some(None) => Admission::Working,
@@ -136,7 +141,11 @@ mod tests {
         assert_eq!(sessions.admit(1, 7), Admission::Working);
         sessions.finished(1, 7, answer().0, answer().1);
         assert_eq!(sessions.admit(1, 7), Admission::Answered(answer().0, answer().1));
-        assert_eq!(sessions.admit(2, 7), Admission::Execute, "another session's request 7 is another request");
+        assert_eq!(
+            sessions.admit(2, 7),
+            Admission::Execute,
+            "another session's request 7 is another request"
+        );
     }
 
     #[tokio::test(start_paused = true)]

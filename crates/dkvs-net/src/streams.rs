@@ -17,10 +17,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use crc32fast::Hasher as Checksum;
 use dkvs_proto::envelope::{STREAM_PREFACE_LEN, parse_stream_preface, stream_preface};
 use dkvs_proto::frame::{FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
 use dkvs_proto::message::Answer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use crate::endpoint::{Admitted, CallError, Counters, Service, Shared, read_answer};
@@ -32,6 +34,9 @@ const IDLE_PER_PEER_MAX: usize = 8;
 
 /// How much room is made at a time for a body that was announced but has not come.
 const READ_STEP_LEN: usize = 64 * 1024;
+
+/// The unit in which room for bodies is counted, in bytes.
+pub(crate) const ROOM_UNIT_LEN: usize = 1_024;
 
 /// Pause before asking again about a request that is being executed.
 const WORKING_PAUSE: Duration = Duration::from_millis(50);
@@ -72,21 +77,28 @@ fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Reads one frame, making room only as its bytes arrive.
-async fn read_frame<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, Bytes)> {
+async fn read_header<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, Checksum)> {
     let mut head = [0; FRAME_HEADER_LEN];
     from.read_exact(&mut head).await?;
     let header = FrameHeader::parse(&head).ok_or_else(|| malformed("unknown kind or length"))?;
-    let mut body = Vec::with_capacity(header.body_len.min(READ_STEP_LEN));
-    from.take(header.body_len as u64).read_to_end(&mut body).await?;
-    let crc = from.read_u32().await?;
-    let mut expected = crc32fast::Hasher::new();
-    expected.update(&head);
-    expected.update(&body);
-    if crc != expected.finalize() {
+    let mut checksum = Checksum::new();
+    checksum.update(&head);
+    Ok((header, checksum))
+}
+
+/// Reads a frame's body, making room only as its bytes arrive, and the CRC after it.
+async fn read_body<R: AsyncRead + Unpin>(
+    from: &mut R,
+    len: usize,
+    mut checksum: Checksum,
+) -> io::Result<Bytes> {
+    let mut body = Vec::with_capacity(len.min(READ_STEP_LEN));
+    from.take(len as u64).read_to_end(&mut body).await?;
+    checksum.update(&body);
+    if from.read_u32().await? != checksum.finalize() {
         return Err(malformed("checksum mismatch"));
     }
-    Ok((header, body.into()))
+    Ok(body.into())
 }
 
 impl<S: Socket> Shared<S> {
@@ -114,14 +126,22 @@ impl<S: Socket> Shared<S> {
     ) -> io::Result<Result<Answer, CallError>> {
         loop {
             write_frame(stream, frame).await?;
-            let (header, body) = read_frame(stream).await?;
+            let (header, checksum) = read_header(stream).await?;
+            let body = read_body(stream, header.body_len, checksum).await?;
             if header.id != frame.id {
                 return Err(malformed("an answer to another request"));
             }
             match header.kind {
                 Kind::Working => sleep(WORKING_PAUSE).await,
                 Kind::Overloaded => return Ok(Err(CallError::Overloaded)),
-                kind => return Ok(read_answer(kind, &body)),
+                Kind::ClientAnswer
+                | Kind::ReplicaAnswer
+                | Kind::AdminAnswer
+                | Kind::ClientRequest
+                | Kind::ReplicaRequest
+                | Kind::AdminRequest
+                | Kind::Challenge
+                | Kind::UseStream => return Ok(read_answer(header.kind, &body)),
             }
         }
     }
@@ -136,7 +156,11 @@ impl<S: Socket> Shared<S> {
         timeout(self.config.stream_idle_max, stream.read_exact(&mut preface)).await??;
         let session = parse_stream_preface(&preface).map_err(|e| malformed(&e.to_string()))?;
         loop {
-            let (header, body) = timeout(self.config.stream_idle_max, read_frame(&mut stream)).await??;
+            let idle_max = self.config.stream_idle_max;
+            let (header, checksum) = timeout(idle_max, read_header(&mut stream)).await??;
+            // Held until the request is answered: all streams together hold no more than their budget.
+            let _room = timeout(idle_max, self.room_for(header.body_len)).await?;
+            let body = timeout(idle_max, read_body(&mut stream, header.body_len, checksum)).await??;
             let frame = Frame { kind: header.kind, id: header.id, body: &body };
             let (kind, body) = match self.admit(session, &frame) {
                 Admitted::Execute(request, permit) => {
@@ -148,8 +172,14 @@ impl<S: Socket> Shared<S> {
                 Admitted::Ignore => return Err(malformed("not a request")),
             };
             let answer = Frame { kind, id: header.id, body: &body };
-            timeout(self.config.stream_idle_max, write_frame(&mut stream, &answer)).await??;
+            timeout(idle_max, write_frame(&mut stream, &answer)).await??;
         }
+    }
+
+    /// Waits for a share of the budget for bodies being read and served.
+    async fn room_for(&self, body_len: usize) -> Option<SemaphorePermit<'_>> {
+        let share = body_len.div_ceil(ROOM_UNIT_LEN).min(self.config.stream_bytes_max / ROOM_UNIT_LEN);
+        self.stream_room.acquire_many(u32::try_from(share).unwrap_or(u32::MAX)).await.ok()
     }
 }
 

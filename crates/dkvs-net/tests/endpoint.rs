@@ -1,5 +1,7 @@
 //! Two endpoints on real sockets, and the bad networks and strangers between them.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -84,7 +86,7 @@ impl Service for Counting {
                 Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![entry], next: None }))
             }
             Request::Replica(_) => Answer::Replica(ReplicaAnswer::Same),
-            other => panic!("{other:?}"),
+            other @ (Request::Client(_) | Request::Admin(_)) => panic!("{other:?}"),
         }
     }
 }
@@ -228,7 +230,10 @@ async fn a_caller_with_too_many_calls_is_refused_one_more() {
     assert!(matches!(caller.call(to, &put(2, "v"), patience()).await, Err(CallError::Overloaded)));
     drop(first);
     let soon = Patience::until(Instant::now() + Duration::from_millis(50));
-    assert!(matches!(caller.call(to, &put(3, "v"), soon).await, Err(CallError::TimedOut)), "there is room again");
+    assert!(
+        matches!(caller.call(to, &put(3, "v"), soon).await, Err(CallError::TimedOut)),
+        "there is room again"
+    );
 }
 
 /// Every kind of request there is, of every length that fits a datagram: somebody without a proof of address gets
@@ -299,7 +304,8 @@ async fn a_proof_is_worth_nothing_at_another_address() {
 /// A stranger knows the caller's address and its request's id, and answers before the server does.
 #[tokio::test]
 async fn an_answer_from_a_stranger_is_not_believed() {
-    let [real, stranger] = [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+    let [real, stranger] =
+        [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
     let (caller, to) = (caller().await, real.local_addr().unwrap());
     let call = tokio::spawn({
         let caller = caller.clone();
@@ -337,7 +343,11 @@ async fn junk_is_counted_and_the_service_goes_on() {
     let caller = caller().await;
     caller.call(server.local_addr(), &put(1, "v"), patience()).await.unwrap();
     caller.call(server.local_addr(), &put(2, vec![0; 100_000]), patience()).await.unwrap();
-    assert_eq!(server.counters().junk.load(Ordering::Relaxed), 7, "an empty datagram has nothing in it to count");
+    assert_eq!(
+        server.counters().junk.load(Ordering::Relaxed),
+        7,
+        "an empty datagram has nothing in it to count"
+    );
 }
 
 #[tokio::test]

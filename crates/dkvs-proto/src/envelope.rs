@@ -206,10 +206,11 @@ mod tests {
     }
 
     #[test]
+    #[rustfmt::skip]
     fn the_layout_is_the_documented_one() {
         let hex: String = datagram().iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = concat!(
-            "444b", "01", "00", "98d4be65",
+            "444b", "01", "00", "841739d6",
             "0102030405060708", "0000000000000000", "0000000000000007",
             "03", "0000000000000007", "00000001", "01",
             "c1", "0000000000000009", "00000000",

@@ -48,8 +48,16 @@ impl Kind {
             ReplicaRequest, UseStream, Working,
         };
         [
-            ClientRequest, ReplicaRequest, AdminRequest, ClientAnswer, ReplicaAnswer, AdminAnswer, Challenge,
-            Working, UseStream, Overloaded,
+            ClientRequest,
+            ReplicaRequest,
+            AdminRequest,
+            ClientAnswer,
+            ReplicaAnswer,
+            AdminAnswer,
+            Challenge,
+            Working,
+            UseStream,
+            Overloaded,
         ]
         .into_iter()
         .find(|&kind| kind as u8 == byte)

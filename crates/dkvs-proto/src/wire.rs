@@ -64,13 +64,16 @@ pub(crate) mod text {
     }
 }
 
-/// Lists. The elements must take at least one byte each.
+/// Lists. The elements must take at least one byte each. An element of one byte may take dozens in memory, so a list
+/// is refused beyond [`LIST_LEN_MAX`](crate::limits::LIST_LEN_MAX) elements.
 pub(crate) mod list {
     use std::fmt;
     use std::marker::PhantomData;
 
-    use serde::de::{SeqAccess, Visitor};
+    use serde::de::{Error, SeqAccess, Visitor};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::limits::LIST_LEN_MAX;
 
     pub(crate) fn serialize<S: Serializer, T: Serialize>(list: &[T], to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(list)
@@ -96,6 +99,9 @@ pub(crate) mod list {
         fn visit_seq<A: SeqAccess<'de>>(self, mut arrived: A) -> Result<Vec<T>, A::Error> {
             let mut list = Vec::new();
             while let Some(element) = arrived.next_element()? {
+                if list.len() == LIST_LEN_MAX {
+                    return Err(A::Error::custom(format_args!("more than {LIST_LEN_MAX} elements")));
+                }
                 list.push(element);
             }
             Ok(list)

@@ -50,6 +50,6 @@ pub use request::{Get, Got, Put, Written, check_key};
 pub use bytes::Bytes;
 pub use dkvs_core::position::{Partition, Position};
 pub use dkvs_core::quorum::Quorum;
-pub use dkvs_core::ring::{Node, Ring};
+pub use dkvs_core::ring::Ring;
 pub use dkvs_core::servers::{self, ServerIndex, ServerList, ServerName};
 pub use dkvs_net::EndpointConfig;

@@ -1,0 +1,226 @@
+//! Random messages and records, of every sort.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dkvs_core::hlc::Hlc;
+use dkvs_core::record::{Body, OpId, Record, RecordHash, Sibling, Write};
+use dkvs_core::ring::RingId;
+use dkvs_core::servers::ServerIndex;
+use dkvs_core::version::{Actor, Dot, VersionVector};
+use dkvs_proto::codec;
+use dkvs_proto::message::admin::{
+    AdminAnswer, AdminRequest, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+};
+use dkvs_proto::message::client::{
+    ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
+    Token,
+};
+use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Refusal, Request};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+/// So many cases. A failing one is printed and not kept: proptest finds no place for its file beside these tests.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Small and large numbers, so that every length of a variable-length integer is met.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![0..300_u64, 65_000..66_000_u64, 0xffff_ff00..0x1_0000_0100_u64, any::<u64>()]
+}
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    prop_oneof![9 => vec(any::<u8>(), 0..40), 1 => vec(any::<u8>(), 240..300)].prop_map(Bytes::from)
+}
+
+fn text() -> impl Strategy<Value = String> {
+    ".{0,20}"
+}
+
+fn ring() -> impl Strategy<Value = RingId> {
+    number().prop_map(RingId::from_bits)
+}
+
+fn token() -> impl Strategy<Value = Token> {
+    bytes().prop_map(Token)
+}
+
+fn op() -> impl Strategy<Value = OpId> {
+    (number(), number()).prop_map(|(client, sequence)| OpId { client, sequence })
+}
+
+fn server() -> impl Strategy<Value = ServerIndex> {
+    any::<u16>().prop_map(ServerIndex::new)
+}
+
+fn actor() -> impl Strategy<Value = Actor> {
+    // Few actors, so that some dots share one.
+    (0..4_u64, 1..4_u32).prop_map(|(incarnation, epoch)| Actor { incarnation: incarnation << 60, epoch })
+}
+
+pub(crate) fn dot() -> impl Strategy<Value = Dot> {
+    (actor(), 1..=u64::MAX).prop_map(|(actor, counter)| Dot { actor, counter })
+}
+
+pub(crate) fn vector() -> impl Strategy<Value = VersionVector> {
+    let initial = bytes().prop_map(|value| Dot { actor: Actor::initial(b"k", &value), counter: 1 });
+    let of = |dots: Vec<Dot>| dots.into_iter().collect();
+    prop_oneof![9 => vec(dot(), 0..6).prop_map(of), 1 => vec(initial, 0..3).prop_map(of)]
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let body = prop_oneof![3 => bytes().prop_map(Body::Value), 1 => Just(Body::Tombstone)];
+    (op(), any::<u64>(), option::of(any::<u64>()), body).prop_map(|(op, hlc, expires, body)| Write {
+        op,
+        hlc: Hlc::from_bits(hlc),
+        expires,
+        body,
+    })
+}
+
+pub(crate) fn record() -> impl Strategy<Value = Record> {
+    let put =
+        (vector(), btree_map(dot(), write(), 0..6)).prop_map(|(vv, siblings): (_, BTreeMap<Dot, Write>)| {
+            let siblings = siblings.into_iter().map(|(dot, write)| Sibling { dot, write }).collect();
+            Record::from_parts(vv, siblings).expect("no dot stands twice in a map")
+        });
+    prop_oneof![9 => put, 1 => bytes().prop_map(|value| Record::initial(b"k", value))]
+}
+
+fn hash() -> impl Strategy<Value = RecordHash> {
+    any::<[u8; 16]>().prop_map(|bytes| codec::decode(&bytes).expect("a hash is any 16 bytes"))
+}
+
+fn put_body() -> impl Strategy<Value = PutBody> {
+    prop_oneof![bytes().prop_map(PutBody::Value), Just(PutBody::Tombstone)]
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![
+        Just(Refusal::Overloaded),
+        ring().prop_map(|ring| Refusal::WrongRing { ring }),
+        Just(Refusal::NotOwner),
+        Just(Refusal::BadContext),
+        (text(), number(), number()).prop_map(|(what, len, len_max)| Refusal::TooLong { what, len, len_max }),
+        text().prop_map(Refusal::Invalid),
+        text().prop_map(Refusal::Storage),
+        Just(Refusal::Stopping),
+    ]
+}
+
+fn client_request() -> impl Strategy<Value = ClientRequest> {
+    let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>());
+    prop_oneof![
+        (ring(), bytes(), put_body(), option::of(token()), op(), numbers.clone()).prop_map(
+            |(ring, key, body, context, op, (n, w, timeout_ms, forwarded))| {
+                ClientRequest::Put(Put { ring, key, body, context, n, w, op, timeout_ms, forwarded })
+            }
+        ),
+        (ring(), bytes(), numbers).prop_map(|(ring, key, (n, r, timeout_ms, siblings))| {
+            ClientRequest::Get(Get { ring, key, n, r, timeout_ms, siblings })
+        }),
+    ]
+}
+
+fn client_answer() -> impl Strategy<Value = ClientAnswer> {
+    let owner_answer = prop_oneof![
+        Just(OwnerAnswer::Ok),
+        Just(OwnerAnswer::TimedOut),
+        refusal().prop_map(OwnerAnswer::Refused)
+    ];
+    prop_oneof![
+        (vec(server(), 0..5), token())
+            .prop_map(|(acked, context)| ClientAnswer::Put(PutDone { acked, context })),
+        (vec(put_body(), 0..5), any::<u32>(), option::of(token()), vec(server(), 0..5)).prop_map(
+            |(values, siblings, context, answered)| {
+                ClientAnswer::Get(GetDone { values, siblings, context, answered })
+            }
+        ),
+        refusal().prop_map(|refusal| ClientAnswer::Failed(Failure::Refused(refusal))),
+        (any::<u16>(), vec((server(), owner_answer), 0..5), any::<u32>()).prop_map(
+            |(needed, owners, waited_ms)| {
+                ClientAnswer::Failed(Failure::Quorum(QuorumMissed { needed, owners, waited_ms }))
+            }
+        ),
+    ]
+}
+
+fn replica_request() -> impl Strategy<Value = ReplicaRequest> {
+    prop_oneof![
+        (ring(), bytes(), record()).prop_map(|(ring, key, record)| ReplicaRequest::Merge {
+            ring,
+            key,
+            record
+        }),
+        (ring(), bytes(), hash()).prop_map(|(ring, key, known)| ReplicaRequest::Fetch { ring, key, known }),
+    ]
+}
+
+fn replica_answer() -> impl Strategy<Value = ReplicaAnswer> {
+    prop_oneof![
+        vec(dot(), 0..5).prop_map(|missed| ReplicaAnswer::Merged { missed }),
+        Just(ReplicaAnswer::Same),
+        record().prop_map(ReplicaAnswer::Record),
+        refusal().prop_map(ReplicaAnswer::Refused),
+    ]
+}
+
+fn admin_request() -> impl Strategy<Value = AdminRequest> {
+    prop_oneof![
+        Just(AdminRequest::Ring),
+        Just(AdminRequest::Status),
+        (option::of(token()), any::<u32>())
+            .prop_map(|(after, len_max)| AdminRequest::Scan { after, len_max }),
+    ]
+}
+
+fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
+    let server =
+        (text(), any::<u16>(), any::<u32>()).prop_map(|(host, port, nodes)| RingServer { host, port, nodes });
+    let entry = (bytes(), bytes(), any::<u32>()).prop_map(|(key, value, siblings)| ScanEntry {
+        key,
+        value,
+        siblings,
+    });
+    let numbers = [number(), number(), number(), number(), number(), number()];
+    prop_oneof![
+        (vec(server, 0..5), any::<u16>(), any::<u16>(), any::<u16>())
+            .prop_map(|(servers, n, r, w)| AdminAnswer::Ring(RingReport { servers, n, r, w })),
+        (text(), ring(), text(), numbers).prop_map(|(version, ring, data_dir, numbers)| {
+            let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams] = numbers;
+            AdminAnswer::Status(StatusReport {
+                version,
+                ring,
+                uptime_ms,
+                keys,
+                tombstones,
+                bytes,
+                data_dir,
+                clock_skew_ms,
+                junk_datagrams,
+            })
+        }),
+        (vec(entry, 0..5), option::of(token()))
+            .prop_map(|(entries, next)| AdminAnswer::Page(ScanPage { entries, next })),
+        refusal().prop_map(AdminAnswer::Refused),
+    ]
+}
+
+pub(crate) fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        client_request().prop_map(Request::Client),
+        replica_request().prop_map(Request::Replica),
+        admin_request().prop_map(Request::Admin),
+    ]
+}
+
+pub(crate) fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        client_answer().prop_map(Answer::Client),
+        replica_answer().prop_map(Answer::Replica),
+        admin_answer().prop_map(Answer::Admin),
+    ]
+}
