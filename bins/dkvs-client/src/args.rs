@@ -49,7 +49,11 @@ Examples:
 /// The command line client of DKVS, a leaderless, replicated, durable key-value store
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, subcommand_value_name = "OP", subcommand_help_heading = "Operations")]
-#[command(override_usage = "dkvs-client [OPTIONS] OP [--] [ARGS]", arg_required_else_help = true)]
+#[command(
+    override_usage = "dkvs-client [OPTIONS] OP [--] [ARGS]",
+    arg_required_else_help = true,
+    args_override_self = true
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -140,13 +144,12 @@ pub(crate) enum DataOp {
         context: Option<Context>,
     },
     /// Write the values of KEYs, one after the other, to DEST
+    // One list: clap reads a list with one more argument behind it wrong when their values start with a dash.
+    #[command(override_usage = "dkvs-client cat [OPTIONS] [--] KEY... DEST")]
     Cat {
-        /// The keys to read
-        #[arg(value_parser = bytes(), required = true, value_name = "KEY")]
+        /// The keys to read, and last the key to write
+        #[arg(value_parser = bytes(), required = true, num_args = 2.., value_name = "KEY")]
         keys: Vec<Bytes>,
-        /// The key to write
-        #[arg(value_parser = bytes())]
-        dest: Bytes,
     },
     /// Write a part of the value of KEY to DEST
     Substr {
@@ -237,7 +240,7 @@ impl DataOp {
     fn keys(&self) -> Vec<&Bytes> {
         match self {
             Self::Put { key, .. } | Self::Get { key, .. } | Self::Delete { key, .. } => vec![key],
-            Self::Cat { keys, dest } => keys.iter().chain([dest]).collect(),
+            Self::Cat { keys } => keys.iter().collect(),
             Self::Substr { key, dest, .. } => vec![key, dest],
             Self::Find { haystack, needle } => vec![haystack, needle],
         }
@@ -310,13 +313,18 @@ mod tests {
     }
 
     #[test]
+    fn an_option_given_again_replaces_the_first() {
+        for line in ["-n 2 -n 3 get k", "-n 2 get k -n 3", "get -n 2 k -n 3"] {
+            assert_eq!(parse(line).expect(line).common.n, Some(3), "{line}");
+        }
+    }
+
+    #[test]
     fn arguments_that_start_with_a_dash_stand_after_two_dashes() {
         let args = parse("get -- -n").unwrap();
         assert!(matches!(args.op, Op::Data(DataOp::Get { key, .. }) if key == "-n"));
         let args = parse("cat -v -- -a - --json -r").unwrap();
-        assert!(
-            matches!(args.op, Op::Data(DataOp::Cat { keys, dest }) if keys == ["-a", "-", "--json"] && dest == "-r")
-        );
+        assert!(matches!(args.op, Op::Data(DataOp::Cat { keys }) if keys == ["-a", "-", "--json", "-r"]));
         assert!(args.common.verbose && !args.common.json);
     }
 
@@ -360,7 +368,7 @@ mod tests {
             ("put k v w", "unexpected argument 'w'"),
             ("get", "<KEY>"),
             ("get -k", "unexpected argument '-k'"),
-            ("cat a", "<DEST>"),
+            ("cat a", "2 values required"),
             ("substr k x 1 d", "invalid value 'x' for '<POS>'"),
             ("substr k 0 -1 d", "invalid value '-1' for '<LEN>': it must be a whole number, at least 0"),
             ("find a", "<NEEDLE>"),

@@ -34,7 +34,10 @@ pub(crate) async fn run(op: &DataOp, common: &Common, out: &mut Output<impl Writ
             let get = cluster.get(key);
             if *siblings { show_siblings(get.siblings().await?, out) } else { show_value(get.await?, out) }
         }
-        DataOp::Cat { keys, dest } => {
+        DataOp::Cat { keys } => {
+            let Some((dest, keys)) = keys.split_last() else {
+                unreachable!("clap takes no fewer than 2 keys")
+            };
             let cluster = Cluster::open(common).await?;
             let whole = cat(&cluster, keys, len_max).await?;
             out.written(&cluster.put(dest, whole).await?)

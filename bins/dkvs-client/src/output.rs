@@ -133,6 +133,7 @@ impl<W: Write> Output<W> {
             Failure::Usage(reason) => return usage(op, reason),
             Failure::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Success,
             // The answer, that every server is down, is already there.
+            Failure::NobodyAnswered if self.format == Format::Json => {}
             Failure::NobodyAnswered => note(&failure.to_string()),
             Failure::NotFound(got) => {
                 self.remark("answered", got.answered(), got.context());

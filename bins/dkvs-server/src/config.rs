@@ -50,6 +50,7 @@ pub(crate) struct Config {
     pub(crate) outbox_len_max: usize,
     pub(crate) sessions_max: usize,
     pub(crate) streams_max: usize,
+    pub(crate) stream_bytes_max: usize,
 
     pub(crate) timeout_max_ms: u64,
     pub(crate) retransmit_min_ms: u64,
@@ -120,6 +121,7 @@ impl Default for Config {
             outbox_len_max: endpoint.outbox_len_max,
             sessions_max: endpoint.sessions_max,
             streams_max: endpoint.streams_max,
+            stream_bytes_max: endpoint.stream_bytes_max,
             timeout_max_ms: 60_000,
             retransmit_min_ms: millis(endpoint.retransmit_min),
             retransmit_max_ms: millis(endpoint.retransmit_max),

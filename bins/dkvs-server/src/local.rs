@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerList, ServerName, parse};
 use dkvs_net::{Port, Socket};
@@ -183,17 +183,17 @@ fn claim(root: &Path, servers: &ServerList) -> anyhow::Result<()> {
         }
         Ok(None)
     };
-    let found = create().with_context(|| {
-        format!(
-            "cannot create {}; check the path and its permissions, or choose another with --data-dir",
-            root.display()
+    let root_shown = root.display();
+    let found = create().map_err(|error| {
+        anyhow!(
+            "cannot create {root_shown}: {error}; check the path and its permissions, \
+             or choose another with --data-dir"
         )
     })?;
     if let Some(found) = found {
         bail!(
-            "{} is not the data directory of a local cluster, and not empty (it holds \"{found}\"): \
-             choose an empty or a missing one with --data-dir",
-            root.display()
+            "{root_shown} is not the data directory of a local cluster, and not empty (it holds \"{found}\"): \
+             choose an empty or a missing one with --data-dir"
         );
     }
     remembered::remember(root, servers)

@@ -77,8 +77,8 @@ fn run(flags: &Flags, plan: Plan) -> anyhow::Result<()> {
     let runtime = builder.enable_all().build().context("cannot start the runtime's threads")?;
     let result = runtime.block_on(async {
         let (servers, banner) = match plan {
-            Plan::Local(local) => Box::pin(local::start(&local, &settings)).await?,
-            Plan::Single(single) => Box::pin(single::start(single, &settings)).await?,
+            Plan::Local(local) => local::start(&local, &settings).await?,
+            Plan::Single(single) => single::start(single, &settings).await?,
         };
         running::until_signal(servers, &banner, settings.stop_grace).await
     });

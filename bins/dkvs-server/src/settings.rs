@@ -63,6 +63,7 @@ impl Settings {
             outbox_len_max: config.outbox_len_max,
             sessions_max: config.sessions_max,
             streams_max: config.streams_max,
+            stream_bytes_max: config.stream_bytes_max,
             retransmit_min: Duration::from_millis(config.retransmit_min_ms),
             retransmit_max: Duration::from_millis(config.retransmit_max_ms),
             stream_idle_max: Duration::from_millis(config.stream_idle_max_ms),

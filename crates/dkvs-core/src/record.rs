@@ -290,6 +290,19 @@ impl Record {
         self.dots_unknown_to(&sent.vv)
     }
 
+    /// What a client that had seen `before` has seen once it knows that its put is event `dot` of this record: the
+    /// context to hand back.
+    ///
+    /// A vector that names the put's dot also covers its actor's dots before it. When one of those is a value here
+    /// that the client has not seen, the put itself must stay unseen too, or the client's next put would replace both.
+    #[must_use]
+    pub fn seen_after(&self, before: &VersionVector, dot: Dot) -> VersionVector {
+        let mut seen = before.clone();
+        seen.add(dot);
+        let covers_unseen = self.siblings.iter().any(|other| other.dot != dot && seen.covers(other.dot));
+        if covers_unseen { before.clone() } else { seen }
+    }
+
     /// Whether the value of this event is here.
     #[must_use]
     pub fn holds(&self, dot: Dot) -> bool {

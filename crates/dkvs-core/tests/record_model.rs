@@ -10,13 +10,20 @@
 //!   put   event on the coordinator's record ─> whole record to the others ─> W hold it
 //!           with a context: done
 //!           without: the coordinator's own record was the context. Were dots named that it lacked?
-//!                    no: done    yes: discard them, whole record to the others again ─> W hold it: done
+//!                    no: done    yes: a second event, a new dot, replaces the first and what was named
+//!                                     ─> whole record to the others again ─> W hold it: done
 //!   get   ask all ─> merge of the first R ─> back to those that have less ─> R hold it: done
 //! ```
 //!
+//! The second round must be an event with a dot of its own. If it only discarded what was named, two such puts side
+//! by side would discard each other, and both values would be gone. An owner names nothing when it knows the first
+//! event to be replaced already ([`Record::missed_by`]): what it holds may be what replaced it. For the same reason
+//! the coordinator makes no second event when its first is gone from its own record.
+//!
 //! # Faults
 //! A replica stops and starts, cleanly or not, at any time; coordinators die with it. And a replica is *damaged*: it
-//! loses the key but not its incarnation, or everything, or it comes back as an older copy of itself.
+//! loses the key but not its incarnation, or everything, or it comes back as an older copy of itself, or its own last
+//! dot on the key is out of date.
 //!
 //! With W = 2, a value may lie on two replicas only, so what is promised is that one damage at a time loses nothing.
 //! The rule: **between two damages lies a full exchange between all replicas, and no put or get spans it**. The second
@@ -25,16 +32,22 @@
 //! # What is claimed
 //! - No dot is ever used twice.
 //! - No acknowledged write is lost: at the end it is there, or a put that replaced it is, or one that replaced that.
-//!   A put replaces what its client had been shown; a put without a context what its coordinator held or was told of.
-//! - No replaced value comes back: what an acknowledged put's context covered is gone for good, and so is, for a put
-//!   without a context, every write acknowledged before it began (as long as no damage was waiting to be repaired,
-//!   for then an acknowledged write may lie outside the put's quorum).
+//!   A put replaces what its client had been shown; a put without a context, what its coordinator held or was told of.
+//! - No replaced value comes back. A put whose context shows a write that was over when the client asked for it
+//!   removes it for good, and a put without a context every write acknowledged before it began. Not claimed while a
+//!   damage waits to be repaired, for then an acknowledged write may lie outside a quorum.
+//! - No put replaces what came after it: a write whose client had been shown the put's value.
 //! - A get shows every write acknowledged before it began, or what replaced it, under the same condition.
 //! - Merging in any order gives the same record, and no initial value stands beside a put.
 //!
-//! What it leaves out: a put retried through a second coordinator is two events, of which a context may cover one
-//! while the other is still on its way. Such a value can come back after having been replaced. The second and third
-//! claim are therefore about dots of puts that were tried once.
+//! # What is not claimed
+//! - A put that is retried through a coordinator that does not know it is two events. A context may cover one while
+//!   the other is still on its way, so such a value can come back after it was replaced.
+//! - A value that a client sees and replaces while its put, one without a context, is still under way can come back by
+//!   that put's second event: the put took effect after the client's. And such a put, replaced before it was over,
+//!   may leave a sibling that it should have replaced.
+//!
+//! Neither loses anything: there is a sibling more than one would like.
 //!
 //! # How it fails
 //! Each of these was seen to fail within so many schedules: dots that count on from `own` whatever is known (1,000);
@@ -158,6 +171,8 @@ struct Oracle {
     acked: Ids,
     /// For each write, the puts that replaced it if they had any effect.
     replaced_by: BTreeMap<WriteId, Ids>,
+    /// For each put, the writes it was shown, or found at its coordinator, and replaced.
+    saw: BTreeMap<WriteId, Ids>,
     /// Writes that an acknowledged put has replaced for good.
     gone: Ids,
 }
@@ -347,6 +362,7 @@ impl World {
         let write = Write { op: OpId { client: 0, sequence: id }, hlc, expires: None, body };
         let dot = self.event(at, &replaced.vv, &write)?;
         self.oracle.replaces(id, &replaced.shown);
+        self.oracle.saw.entry(id).or_default().extend(&replaced.shown);
 
         let seen = seen_after(&self.replicas[at].record, &replaced, dot, id);
         let acked_before = self.oracle.acked.clone();
@@ -357,7 +373,7 @@ impl World {
             acked_before,
             seen,
             missed: Ids::new(),
-            quorum: own_ack(at),
+            quorum: WriteQuorum::new(&all_servers(), W),
             round: 1,
         };
         let with = if put.context.is_some() { "with" } else { "without" };
@@ -367,7 +383,7 @@ impl World {
         let told =
             format!("request {task}: client {client} puts {id} at {at} {with} a context -> {record:?}");
         self.tell(|| told);
-        Ok(())
+        self.put_acked((task, 1), at, &[])
     }
 
     fn put_acked(&mut self, call: Call, from: usize, missed: &[Dot]) -> Played {
@@ -397,7 +413,16 @@ impl World {
         };
         let missed = put.quorum.missed().clone();
         self.tell(|| format!("request {task}: second round, it had missed {missed:?}"));
-        self.oracle.replaces(put.write.op.sequence, &put.missed);
+        let id = put.write.op.sequence;
+        let undone = |later: &&WriteId| {
+            self.oracle.saw[*later].contains(&id)
+                && self.oracle.tried_once(id)
+                && self.oracle.tried_once(**later)
+        };
+        if let Some(later) = put.missed.iter().find(undone) {
+            return Err(format!("put {id} replaces write {later}, which had replaced it"));
+        }
+        self.oracle.replaces(id, &put.missed);
         let mut replaced = missed;
         replaced.add(put.dot);
         put.dot = self.event(at, &replaced, &put.write)?;
@@ -405,10 +430,10 @@ impl World {
         put.seen.vv.merge(&replaced);
         put.seen = seen_after(&self.replicas[at].record, &put.seen, put.dot, put.write.op.sequence);
         put.round = 2;
-        put.quorum = own_ack(at);
+        put.quorum = WriteQuorum::new(&all_servers(), W);
         self.tasks.insert(task, Task { client, coordinator: at, work: Work::Put(put) });
         self.send_record((task, 2), at);
-        Ok(())
+        self.put_acked((task, 2), at, &[])
     }
 
     fn put_done(&mut self, task: u64) {
@@ -562,17 +587,22 @@ impl World {
         }
         self.damaged = true;
         let at = self.any_replica();
-        let kind = self.random.random_range(0..3);
-        self.tell(|| {
-            format!("{at} {}", ["loses the key", "loses everything", "comes back as an older copy"][kind])
-        });
+        let kind = self.random.random_range(0..4);
+        let what =
+            ["loses the key", "loses everything", "comes back as an older copy", "has an older last dot"]
+                [kind];
+        self.tell(|| format!("{at} {what}"));
         let copies = &self.replicas[at].copies;
-        let copy = if kind == 2 && !copies.is_empty() {
+        let (record, own) = if kind >= 2 && !copies.is_empty() {
             copies[self.random.random_range(0..copies.len())].clone()
         } else {
             (Record::new(), None)
         };
-        (self.replicas[at].record, self.replicas[at].own) = copy;
+        self.replicas[at].own = own;
+        if kind == 3 {
+            return Ok(());
+        }
+        self.replicas[at].record = record;
         if kind > 0 {
             self.abandon(|coordinator| coordinator == at);
             self.replicas[at].dots = self.fresh_dots();
@@ -642,24 +672,15 @@ impl World {
     }
 }
 
-/// What a put's client has seen once it is acknowledged: what it had seen before, and its own put. Nothing else may be
-/// covered: a vector that names the put's dot also covers its actor's dots before it, so when one of those is a value
-/// that the client has not seen, its own put must stay unseen too.
+/// What a put's client has seen once it is acknowledged: its own put, which replaced what it had seen before, unless
+/// its dot cannot be named.
 fn seen_after(record: &Record, before: &Context, dot: Dot, id: WriteId) -> Context {
-    let mut vv = before.vv.clone();
-    vv.add(dot);
-    let covers_unseen = record.siblings().iter().any(|other| other.dot != dot && vv.covers(other.dot));
-    if covers_unseen {
-        return before.clone();
+    let vv = record.seen_after(&before.vv, dot);
+    if vv.covers(dot) {
+        Context { vv, shown: Ids::from([id]), settled: Ids::from([id]) }
+    } else {
+        before.clone()
     }
-    Context { vv, shown: Ids::from([id]), settled: Ids::from([id]) }
-}
-
-/// The coordinator itself holds the write.
-fn own_ack(at: usize) -> WriteQuorum<()> {
-    let mut quorum = WriteQuorum::new(&all_servers(), W);
-    quorum.acked(server(at), &[]);
-    quorum
 }
 
 fn play(seed: u64, with_story: bool) -> (Played, World) {

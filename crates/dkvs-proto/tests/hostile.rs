@@ -309,7 +309,7 @@ fn a_record_that_is_not_in_its_one_order_is_refused() {
     assert_eq!(refused, [Err(RecordError::Malformed); 9]);
 }
 
-/// A pair given at start is older than any put: a record that has both as siblings is no record of ours.
+/// A vector with any put covers every initial value and so never names one: there is one encoding of a vector.
 #[test]
 fn a_vector_that_names_initial_values_beside_puts_is_refused() {
     let initial = Dot { actor: Actor::initial(b"k", b"v"), counter: 1 };

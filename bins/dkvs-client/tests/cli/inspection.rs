@@ -1,0 +1,140 @@
+//! Looking at the ring and its servers.
+
+use std::fmt::Write;
+
+use dkvs::Bytes;
+
+use crate::cluster::Cluster;
+
+fn node_lines(cluster: &Cluster) -> String {
+    let mut lines = String::new();
+    for node in cluster.ring.nodes() {
+        let name = &cluster.ring.servers()[node.server].name;
+        writeln!(lines, "{} ({} {})", node.token, name.host(), name.port()).expect("a String takes any text");
+    }
+    lines
+}
+
+#[test]
+fn dump_ring_shows_the_nodes_and_what_each_server_stores() {
+    let initial = vec![
+        ("plain".into(), "text".into()),
+        (Bytes::from_static(b"b\xff\n"), Bytes::from_static(b"\x00\\")),
+    ];
+    let cluster = Cluster::start_with(2, 2, initial);
+    cluster.run("put -n 2 -w 2 gone soon").is(0, "OK\n", "");
+    cluster.run("delete -n 2 -w 2 gone").is(0, "OK\n", "");
+    let mut pairs = ["plain --> text", "b\\xff\\x0a --> \\x00\\\\"];
+    pairs.sort_by_key(|pair| if pair.starts_with('p') { position(b"plain") } else { position(b"b\xff\n") });
+    let mut expected = format!("Ring nodes:\n{}\n", node_lines(&cluster));
+    for name in &cluster.names {
+        writeln!(expected, "{name}:\nstoring 2 key-value pairs:\n{}\n{}", pairs[0], pairs[1])
+            .expect("a String");
+    }
+    cluster.run("dump-ring").is(0, &expected, "");
+}
+
+fn position(key: &[u8]) -> String {
+    dkvs::Position::of_key(key).to_string()
+}
+
+#[test]
+fn dump_ring_counts_what_fills_many_pages() {
+    let pair = |number: u32| (format!("key{number:05}").into(), vec![b'v'; 2_000].into());
+    let cluster = Cluster::start_with(1, 1, (0..3_000).map(pair).collect());
+    let dumped = cluster.run("dump-ring");
+    let (_, dump) = dumped.text().split_once("storing 3000 key-value pairs:\n").expect("the count");
+    let mut keys: Vec<_> = dump.lines().map(|line| line.split_once(" --> ").expect("a pair").0).collect();
+    keys.sort_unstable();
+    assert!(keys.iter().copied().eq((0..3_000).map(|number| format!("key{number:05}"))));
+
+    let json = cluster.run("dump-ring --json").json();
+    assert_eq!((&json["ok"], &json["nodes"].as_array().map(Vec::len)), (&true.into(), &Some(4)));
+    let server = &json["servers"][0];
+    assert_eq!((&server["keys"], server["entries"].as_array().map(Vec::len)), (&3_000.into(), Some(3_000)));
+}
+
+#[test]
+fn dump_ring_goes_on_without_a_server_that_is_silent() {
+    let cluster = Cluster::start_with(2, 1, vec![("k".into(), "v".into())]);
+    let dumped = cluster.run("dump-ring --timeout 1s");
+    let [up, silent] = [&cluster.names[0], &cluster.names[1]];
+    let expected = format!(
+        "Ring nodes:\n{}\n{up}:\nstoring 1 key-value pairs:\nk --> v\n{silent}:\n",
+        node_lines(&cluster)
+    );
+    assert_eq!((dumped.code, dumped.text()), (0, &*expected), "{dumped:?}");
+    assert!(dumped.stderr.starts_with(&format!("cannot reach {silent}: ")), "{dumped:?}");
+}
+
+#[test]
+fn what_nobody_answers_is_status_3() {
+    let cluster = Cluster::start_with(1, 0, Vec::new());
+    let name = &cluster.names[0];
+    let dumped = cluster.run("dump-ring --timeout 200ms");
+    let expected = format!("Ring nodes:\n{}\n{name}:\n", node_lines(&cluster));
+    assert_eq!((dumped.code, dumped.text()), (3, &*expected), "{dumped:?}");
+    assert!(dumped.stderr.ends_with("no server answered\n"), "{dumped:?}");
+
+    let status = cluster.run("status --timeout 200ms");
+    assert_eq!((status.code, status.text().lines().count()), (3, 2), "{status:?}");
+    assert!(status.stderr.ends_with("no server answered\n"), "{status:?}");
+    let status = cluster.run("status --timeout 200ms --json");
+    assert_eq!((status.code, &status.json()["ok"], &*status.stderr), (3, &false.into(), ""));
+}
+
+#[test]
+fn ring_shows_the_known_tokens_without_any_server() {
+    let cluster = Cluster::start_with(1, 0, Vec::new());
+    cluster.file("known.txt", b"127.0.0.1 1236 1\n127.0.0.1 1234 1\n127.0.0.1 1235 1\n");
+    let expected = "93149f866bf3acc9710375cb46706bf09960a6ab (127.0.0.1 1236)\n\
+                    aa66f3e5a8d9cdc5c0bd49708bc59847e6915634 (127.0.0.1 1234)\n\
+                    c484ea9b3b14d139b1456032a49990367b857fe6 (127.0.0.1 1235)\n";
+    cluster.run("ring --servers known.txt").is(0, expected, "");
+    let json = cluster.run("ring --servers known.txt --json").json();
+    assert_eq!(json["nodes"][1]["server"], "127.0.0.1:1234");
+}
+
+#[test]
+fn ring_of_a_key_shows_owners_and_fallbacks() {
+    let cluster = Cluster::start_with(1, 0, Vec::new());
+    cluster.file("known.txt", b"127.0.0.1 1234 1\n127.0.0.1 1235 2\n127.0.0.1 1236 3\n127.0.0.1 1237 2\n");
+    let expected = "position bdb480de655aa6ec75ca058c849c4faf3c0f75b1, partition bdb4\n\
+                    127.0.0.1:1235  owner\n\
+                    127.0.0.1:1236  owner\n\
+                    127.0.0.1:1237  owner\n\
+                    127.0.0.1:1234  fallback\n";
+    cluster.run("ring cc --servers known.txt").is(0, expected, "");
+    let json = cluster.run("ring -n 2 --json cc --servers known.txt").json();
+    assert_eq!(json["preference_list"][2]["role"], "fallback");
+}
+
+#[test]
+fn status_has_a_row_for_each_server_whether_it_is_up_or_not() {
+    let cluster = Cluster::start_with(2, 1, vec![("k".into(), "value".into())]);
+    let status = cluster.run("status --timeout 1s");
+    assert_eq!(status.code, 0, "{status:?}");
+    let rows: Vec<Vec<&str>> = status.text().lines().map(|line| line.split_whitespace().collect()).collect();
+    let [up, silent] = [cluster.names[0].to_string(), cluster.names[1].to_string()];
+    assert_eq!(rows[0], ["SERVER", "STATE", "VERSION", "UPTIME", "KEYS", "BYTES"]);
+    assert_eq!(rows[1][..3], [up.as_str(), "up", env!("CARGO_PKG_VERSION")]);
+    assert_eq!(rows[1][4], "1");
+    assert_eq!(rows[2], [silent.as_str(), "down", "-", "-", "-", "-"]);
+    let ends: Vec<_> = status.text().lines().map(str::len).collect();
+    assert!(ends.iter().all(|&end| end == ends[0]), "the last column is aligned on its right: {status:?}");
+    assert_eq!(status.stderr, format!("cannot reach {silent}: timed out\n"));
+
+    let json = cluster.run("status --json --timeout 1s").json();
+    assert_eq!((&json["ok"], &json["servers"][0]["keys"]), (&true.into(), &1.into()));
+    assert_eq!(json["servers"][1]["state"], "down");
+}
+
+#[test]
+fn status_tells_of_a_server_on_another_ring() {
+    let cluster = Cluster::start_with(1, 1, Vec::new());
+    cluster.file("other.txt", cluster.ring.servers().to_string().replace(" 4\n", " 5\n").as_bytes());
+    let status = cluster.run("status --servers other.txt");
+    let start = format!("{} is on another ring ({}) than this client (", cluster.names[0], cluster.ring.id());
+    assert_eq!(status.code, 0);
+    assert!(status.stderr.starts_with(&start), "{status:?}");
+}
