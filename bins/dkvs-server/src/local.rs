@@ -18,6 +18,7 @@ use anyhow::{Context, anyhow, bail};
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerList, ServerName, parse};
 use dkvs_net::{Port, Socket};
+use dkvs_storage::create_dir;
 use tokio::task::JoinSet;
 
 use crate::args::LocalPlan;
@@ -174,7 +175,7 @@ fn claim(root: &Path, servers: &ServerList) -> anyhow::Result<()> {
         None => {}
     }
     let create = || -> std::io::Result<Option<String>> {
-        fs::create_dir_all(root)?;
+        create_dir(root)?;
         for entry in fs::read_dir(root)? {
             let name = entry?.file_name();
             if name != remembered::TEMPORARY {

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use dkvs_core::servers::{ServerList, parse};
+use dkvs_storage::sync_dir;
 
 /// The file's name.
 pub(crate) const FILE: &str = "RING";
@@ -34,13 +35,15 @@ pub(crate) fn recall(directory: &Path) -> anyhow::Result<Option<ServerList>> {
     }
 }
 
-/// Notes the ring in `directory`, which exists. A crash leaves the old note or the new one.
+/// Notes the ring in `directory`, which exists. A crash leaves the old note or the new one, and the new one once this
+/// returned: without it the directory could not be told from somebody else's.
 pub(crate) fn remember(directory: &Path, servers: &ServerList) -> anyhow::Result<()> {
     let write = || -> io::Result<()> {
         let mut file = File::create(directory.join(TEMPORARY))?;
         write!(file, "{HEADER}{servers}")?;
         file.sync_all()?;
-        fs::rename(directory.join(TEMPORARY), directory.join(FILE))
+        fs::rename(directory.join(TEMPORARY), directory.join(FILE))?;
+        sync_dir(directory)
     };
     write().with_context(|| format!("cannot write {}", directory.join(FILE).display()))
 }

@@ -38,7 +38,7 @@ mod fjall_store;
 mod data_dir;
 
 pub use batch::{Batch, KEY_LEN_MAX, VALUE_LEN_MAX};
-pub use data_dir::{DataDir, DataDirError, FORMAT_VERSION, Start};
+pub use data_dir::{DataDir, DataDirError, FORMAT_VERSION, Start, create_dir, sync_dir};
 pub use error::StoreError;
 pub use fjall_store::{FjallConfig, FjallStore};
 pub use memory::MemoryStore;
