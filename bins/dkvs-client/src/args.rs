@@ -61,8 +61,9 @@ pub(crate) struct Args {
     pub(crate) op: Op,
 }
 
-/// What every operation may be told.
+/// What every operation may be told. In help it follows what only one operation may be told.
 #[derive(Debug, clap::Args)]
+#[command(next_display_order = 100)]
 pub(crate) struct Common {
     /// Read the ring from this file: one IP PORT COUNT a line
     #[arg(long, global = true, value_name = "FILE", env = "DKVS_SERVERS", hide_env_values = true)]

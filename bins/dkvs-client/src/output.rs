@@ -154,8 +154,8 @@ impl<W: Write> Output<W> {
         exit
     }
 
-    /// FAIL, where it goes to one terminal with the reason before it; in JSON both are one. A stdout that takes
-    /// nothing must not keep the reason from being told.
+    /// FAIL on stdout, then the reason on stderr, in this order where both are one terminal; in JSON, both in one
+    /// object. A stdout that takes nothing does not keep the reason from being told.
     fn fail(&mut self, failure: &Failure, kind: &str, got: Option<&Got>) {
         let error = failure.to_string();
         let shown = match self.format {

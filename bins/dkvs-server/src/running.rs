@@ -131,7 +131,7 @@ impl Running {
                 let stopped = server.stop(grace).await;
                 stopped.map_err(|error| anyhow!("{address} could not make everything durable: {error}"))?;
                 drop(server);
-                let marked = spawn_blocking(|| {drop(dir); Ok::<(), DataDirError>(())}).await?;
+                let marked = spawn_blocking(|| dir.mark_clean()).await?;
                 marked.map_err(|error| anyhow!("{address} could not mark its data directory clean: {error}"))
             }
             Self::Memory(server) => Ok(server.stop(grace).await?),
