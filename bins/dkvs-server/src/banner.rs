@@ -96,9 +96,10 @@ impl Display for Banner {
             writeln!(f, "  note    {note}")?;
         }
         let server = self.servers.first().map(client_flag).unwrap_or_default();
+        let client = client_command();
         writeln!(f, "\nTry, in another terminal:\n")?;
         for command in ["put color green", "get color", "status"] {
-            writeln!(f, "  dkvs-client{server} {command}")?;
+            writeln!(f, "  {client}{server} {command}")?;
         }
         writeln!(f, "\nCtrl-C stops {}.", if self.servers.len() == 1 { "it" } else { "them" })
     }
@@ -123,6 +124,15 @@ impl Row {
             Start::Unclean => write!(text, "  (was not stopped cleanly; recovered)"),
         };
         text
+    }
+}
+
+/// How the client is started: by cargo where cargo started this, as it is then hardly on the path.
+fn client_command() -> &'static str {
+    match (std::env::var_os("CARGO"), cfg!(debug_assertions)) {
+        (None, _) => "dkvs-client",
+        (Some(_), false) => "cargo run --release --bin dkvs-client --",
+        (Some(_), true) => "cargo run --bin dkvs-client --",
     }
 }
 

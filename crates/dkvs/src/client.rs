@@ -26,6 +26,9 @@ use crate::request::{Get, Put};
 /// Part of an operation's time after which a server that shows no sign of life is passed over.
 const SILENCE_SHARE: u32 = 4;
 
+/// What is said of a server whose answer does not belong to the question.
+const NONSENSE: &str = "it answered another question; is it of another release?";
+
 /// How long a silent server is asked last.
 const SUSPICION: Duration = Duration::from_secs(5);
 
@@ -82,7 +85,7 @@ impl Client {
             Answer::Admin(AdminAnswer::Ring(report)) => report,
             Answer::Admin(AdminAnswer::Refused(refusal)) => return Err(failed(in_words(&refusal))),
             Answer::Admin(_) | Answer::Client(_) | Answer::Replica(_) => {
-                return Err(failed("it answered another question".into()));
+                return Err(failed(NONSENSE.into()));
             }
         };
         let defaults = Quorum::new(report.n.into(), report.r.into(), report.w.into()).ok();
@@ -217,14 +220,16 @@ impl<S: Socket> Client<S> {
     }
 
     /// Sends an operation to the owners of its key, one after the other until one coordinates it; then to the other
-    /// servers, which pass it on. `request` makes the message from the milliseconds that are left.
-    pub(crate) async fn coordinate(
+    /// servers, which pass it on. `request` makes the message from the milliseconds that are left, `read` takes what was
+    /// asked for out of the answer.
+    pub(crate) async fn coordinate<A>(
         &self,
         key: &[u8],
         kind: QuorumKind,
         deadline: Instant,
         request: impl Fn(u32) -> ClientRequest,
-    ) -> Result<ClientAnswer, Error> {
+        read: impl Fn(ClientAnswer) -> Option<A>,
+    ) -> Result<A, Error> {
         let start = Instant::now();
         let share = deadline.saturating_duration_since(start) / SILENCE_SHARE;
         let silence = share.min(self.inner.config.silence_max);
@@ -243,10 +248,15 @@ impl<S: Socket> Client<S> {
                 Ok(Answer::Client(ClientAnswer::Failed(failure))) => self.failed(server, kind, failure)?,
                 Ok(Answer::Client(answer)) => {
                     self.suspects().remove(&server);
-                    return Ok(answer);
+                    if let Some(read) = read(answer) {
+                        return Ok(read);
+                    }
+                    maybe_done = true;
+                    OwnerReport::Failed(NONSENSE.into())
                 }
                 Ok(Answer::Replica(_) | Answer::Admin(_)) => {
-                    OwnerReport::Failed("answered another question".into())
+                    maybe_done = true;
+                    OwnerReport::Failed(NONSENSE.into())
                 }
                 Err(error) => {
                     maybe_done |= !error.nothing_was_done();
@@ -349,7 +359,7 @@ impl<S: Socket> Client<S> {
         match answer.map_err(|error| failed(error.to_string()))? {
             Answer::Admin(AdminAnswer::Refused(refusal)) => Err(failed(in_words(&refusal))),
             Answer::Admin(answer) => Ok(answer),
-            Answer::Client(_) | Answer::Replica(_) => Err(failed("it answered another question".into())),
+            Answer::Client(_) | Answer::Replica(_) => Err(failed(NONSENSE.into())),
         }
     }
 }

@@ -170,12 +170,13 @@ impl<S: Socket> Put<S> {
             forwarded: false,
         };
         let request = |timeout_ms| ClientRequest::Put(wire::Put { timeout_ms, ..put.clone() });
-        match self.client.coordinate(&self.key, QuorumKind::Write, deadline, request).await? {
-            ClientAnswer::Put(PutDone { acked, context }) => {
-                Ok(Written { acked: self.client.names(acked), context: Context(context.0) })
-            }
-            ClientAnswer::Get(_) | ClientAnswer::Failed(_) => Err(nonsense()),
-        }
+        let read = |answer| match answer {
+            ClientAnswer::Put(done) => Some(done),
+            ClientAnswer::Get(_) | ClientAnswer::Failed(_) => None,
+        };
+        let done = self.client.coordinate(&self.key, QuorumKind::Write, deadline, request, read).await?;
+        let PutDone { acked, context } = done;
+        Ok(Written { acked: self.client.names(acked), context: Context(context.0) })
     }
 }
 
@@ -223,10 +224,14 @@ impl<S: Socket> Get<S> {
                 siblings: self.siblings,
             })
         };
-        match self.client.coordinate(&self.key, QuorumKind::Read, deadline, request).await? {
-            ClientAnswer::Get(done) => Ok(self.got(done)),
-            ClientAnswer::Put(_) | ClientAnswer::Failed(_) => Err(nonsense()),
-        }
+        let read = |answer| match answer {
+            ClientAnswer::Get(done) => Some(done),
+            ClientAnswer::Put(_) | ClientAnswer::Failed(_) => None,
+        };
+        self.client
+            .coordinate(&self.key, QuorumKind::Read, deadline, request, read)
+            .await
+            .map(|done| self.got(done))
     }
 
     fn got(&self, done: GetDone) -> Got {
@@ -286,8 +291,4 @@ fn seen(key: &[u8], context: Context) -> Bytes {
 /// Quorums are at most as large as the ring, which counts its servers in 16 bits.
 fn wire_number(number: usize) -> u16 {
     u16::try_from(number).unwrap_or(u16::MAX)
-}
-
-fn nonsense() -> Error {
-    Error::Usage("the server answered another question; its release does not match this client's".into())
 }

@@ -46,6 +46,7 @@ pub(crate) fn start(directory: &Path, arguments: &[&str]) -> Result<Process, End
         .args(arguments)
         .current_dir(directory)
         .env_remove("RUST_LOG")
+        .env_remove("CARGO")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
