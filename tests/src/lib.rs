@@ -27,6 +27,10 @@ pub mod processes;
 /// Long enough for anything that is not stuck, however busy the machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a test's client waits for a sign of life: longer than any pause of a busy machine, short enough to pass
+/// over killed servers.
+pub const SILENCE_MAX: Duration = Duration::from_secs(1);
+
 /// A socket of a test: real, with faults.
 pub type TestSocket = FaultySocket<Port>;
 
@@ -187,7 +191,12 @@ impl Cluster {
 
     /// A client with the library's defaults, but patient: a busy machine must not fail a test.
     pub async fn client(&self) -> TestClient {
-        self.client_with(ClientConfig { timeout: PATIENCE, ..ClientConfig::default() }).await
+        self.client_with(ClientConfig {
+            timeout: PATIENCE,
+            silence_max: SILENCE_MAX,
+            ..ClientConfig::default()
+        })
+        .await
     }
 
     /// A client.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs::{ClientConfig, Error, OwnerReport, QuorumKind};
-use dkvs_tests::{Cluster, Plan};
+use dkvs_tests::{Cluster, Plan, SILENCE_MAX};
 use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,8 +29,9 @@ async fn with_two_of_three_down_quorums_are_missed_in_time_and_by_name_and_one_r
     let mut cluster = Cluster::start(Plan::of(3)).await;
     let patient = cluster.client().await;
     patient.put("k", "v").w(3).await.unwrap();
-    let timeout = Duration::from_secs(3);
-    let client = cluster.client_with(ClientConfig { timeout, ..ClientConfig::default() }).await;
+    let timeout = Duration::from_secs(5);
+    let config = ClientConfig { timeout, silence_max: SILENCE_MAX, ..ClientConfig::default() };
+    let client = cluster.client_with(config).await;
     let [down_a, down_b, up] = cluster.owners("k", 3)[..] else { panic!("three owners") };
     cluster.kill(down_a);
     cluster.kill(down_b);
