@@ -14,11 +14,19 @@ fn read(datagram: &[u8]) {
     for frame in frames {
         if let Some(Ok(request)) = Request::decode(frame.kind, frame.body) {
             let (kind, body) = request.encode();
-            assert_eq!(Request::decode(kind, &body), Some(Ok(request)), "what was read can be written and read again");
+            assert_eq!(
+                Request::decode(kind, &body),
+                Some(Ok(request)),
+                "what was read can be written and read again"
+            );
         }
         if let Some(Ok(answer)) = Answer::decode(frame.kind, frame.body) {
             let (kind, body) = answer.encode();
-            assert_eq!(Answer::decode(kind, &body), Some(Ok(answer)), "what was read can be written and read again");
+            assert_eq!(
+                Answer::decode(kind, &body),
+                Some(Ok(answer)),
+                "what was read can be written and read again"
+            );
         }
     }
 }

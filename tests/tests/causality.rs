@@ -6,7 +6,8 @@ use bytes::Bytes;
 use dkvs::ServerIndex;
 use dkvs_core::record::OpId;
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Put, PutBody};
-use dkvs_tests::{Cluster, Plan, TestClient};
+use dkvs_tests::{Cluster, PATIENCE, Plan, TestClient};
+use tokio::time::Instant;
 
 async fn values(client: &TestClient, key: &'static str) -> Vec<Option<Bytes>> {
     client.get(key).siblings().await.unwrap().siblings().to_vec()
@@ -137,5 +138,32 @@ async fn a_repeated_operation_writes_one_value_whoever_coordinates_it() {
     for coordinator in cluster.owners("k", 3) {
         cluster.ask(coordinator, blind_put(&cluster, "v".into(), 1)).await;
         assert_eq!(values(&client, "k").await, [Some(Bytes::from_static(b"v"))]);
+    }
+}
+
+/// Each meets the other's copies on the way, so each has something to replace that it had not heard of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blind_puts_side_by_side_never_replace_each_other_both() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let [first, second, _] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    let (mut siblings, deadline) = (0, Instant::now() + PATIENCE);
+    for round in 0.. {
+        if round > 20 && siblings >= 3 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "they met {siblings} times in {round} rounds");
+        let (left, right) = (format!("left {round}"), format!("right {round}"));
+        let (a, b) = tokio::join!(
+            cluster.ask(first, blind_put(&cluster, left.clone(), 2 * round)),
+            cluster.ask(second, blind_put(&cluster, right.clone(), 2 * round + 1)),
+        );
+        assert!(matches!((&a, &b), (ClientAnswer::Put(_), ClientAnswer::Put(_))), "{a:?} {b:?}");
+        let mut expected: Vec<_> = [left, right].map(|value| Some(Bytes::from(value))).into();
+        let found = values(&client, "k").await;
+        siblings += found.len() - 1;
+        expected.retain(|value| found.contains(value));
+        assert_eq!(expected.len(), found.len(), "only this round's values are left: {found:?}");
+        assert!(!found.is_empty(), "both are gone");
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   put   event at this server ──> record to the other owners ──> W hold it ──┬──> answer
-//!         without a context, owners that held values it had not heard of:     └──> discard those, once more to all
+//!         without a context, owners that held values it had not heard of:     └──> second event, once more to all
 //!   get   this server's record ──> "send yours unless it is this one" ──> R agree, or are made to ──> answer
 //! ```
 //!
@@ -119,19 +119,25 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let blind = seen.is_none();
 
         let event = self.replica.event(put.key.clone(), seen, put.op, body);
-        let mut record = match timeout_at(deadline, event).await {
-            Ok(Ok(record)) => record,
+        let mut event = match timeout_at(deadline, event).await {
+            Ok(Ok(event)) => event,
             Ok(Err(error)) => return Err(self.own_failure(error, &owners, put.w, start)),
             Err(_) => return Err(self.unanswered(&owners, put.w, start)),
         };
-        let mut quorum = self.replicate(&put.key, &record, &owners, put.w, deadline).await;
+        let mut quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline).await;
         if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
-            // Others held values that this put was to replace and had not heard of.
-            record = match self.replica.discard(put.key.clone(), quorum.missed().clone()).await {
-                Ok(record) => record,
-                Err(error) => return Err(self.own_failure(error, &owners, put.w, start)),
-            };
-            quorum = self.replicate(&put.key, &record, &owners, put.w, deadline).await;
+            // Others held values that this put is to replace and had not heard of.
+            let second =
+                self.replica.supersede(put.key.clone(), event.clone(), quorum.missed().clone()).await;
+            match second {
+                Ok(Some(second)) => {
+                    event = second;
+                    quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline).await;
+                }
+                // Somebody has read this put's value and replaced it: it is held, and over.
+                Ok(None) => {}
+                Err(error) => return Err(self.unknown(error, &owners, put.w, start)),
+            }
         }
         if quorum.progress() != Progress::Reached {
             return Err(missed(put.w, report(quorum.answers()), start));
@@ -139,7 +145,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let acked = quorum.answers().filter(|(_, answer)| **answer == OwnerState::Ok);
         Ok(ClientAnswer::Put(PutDone {
             acked: acked.map(|(server, _)| server).collect(),
-            context: Token(context::encode(&put.key, record.vv())),
+            context: Token(context::encode(&put.key, &event.seen)),
         }))
     }
 
@@ -275,12 +281,15 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     ) -> Failure {
         match error {
             ReplicaError::Refused(refusal) => Failure::Refused(refusal),
-            ReplicaError::Storage(_) | ReplicaError::Damaged(_) => {
-                let mut quorum: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
-                quorum.failed(self.me, OwnerAnswer::Refused(error.refusal()));
-                missed(needed, report(quorum.answers()), start)
-            }
+            ReplicaError::Storage(_) | ReplicaError::Damaged(_) => self.unknown(error, owners, needed, start),
         }
+    }
+
+    /// This server could not do its part of a write that others may hold.
+    fn unknown(&self, error: ReplicaError, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
+        let mut quorum: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
+        quorum.failed(self.me, OwnerAnswer::Refused(error.refusal()));
+        missed(needed, report(quorum.answers()), start)
     }
 
     fn unanswered(&self, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {

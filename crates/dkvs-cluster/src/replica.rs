@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::stored::{Stored, key_of, store_key};
-use crate::writer::{Change, Totals, Writer};
+use crate::writer::{Change, Event, Totals, Writer};
 
 /// Changes waiting for the writer; one more waits with its sender.
 const QUEUE_LEN: usize = 4_096;
@@ -114,25 +114,32 @@ impl<T: Store> Replica<T> {
     }
 
     /// Makes an event: a put or delete that this server coordinates. Without a `context` it replaces what this server
-    /// holds. Returns the key's record with the event in it, durable; unchanged if `op` is in it already.
+    /// holds. Returns when it is durable. There is no second event if `op` has made one that nobody has replaced.
     pub(crate) async fn event(
         &self,
         key: Bytes,
         context: Option<VersionVector>,
         op: OpId,
         body: Body,
-    ) -> Result<Record, ReplicaError> {
+    ) -> Result<Event, ReplicaError> {
         self.change(|done| Change::Event { key, context, op, body, done }).await
     }
 
-    /// Merges another replica's record. Returns the dots held before that it had not heard of.
+    /// Merges another replica's record. Returns the values held before that it would have had to replace
+    /// and had not heard of; see [`Record::missed_by`].
     pub(crate) async fn merge(&self, key: Bytes, record: Record) -> Result<Vec<Dot>, ReplicaError> {
         self.change(|done| Change::Merge { key, record, done }).await
     }
 
-    /// Drops the values that `context` covers, for good. Returns the key's record without them.
-    pub(crate) async fn discard(&self, key: Bytes, context: VersionVector) -> Result<Record, ReplicaError> {
-        self.change(|done| Change::Discard { key, context, done }).await
+    /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
+    /// has been replaced meanwhile.
+    pub(crate) async fn supersede(
+        &self,
+        key: Bytes,
+        first: Event,
+        missed: VersionVector,
+    ) -> Result<Option<Event>, ReplicaError> {
+        self.change(|done| Change::Supersede { key, first, missed, done }).await
     }
 
     async fn change<A>(

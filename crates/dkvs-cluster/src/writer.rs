@@ -33,14 +33,25 @@ type Done<A> = oneshot::Sender<Result<A, ReplicaError>>;
 
 /// Something to do to one key.
 pub(crate) enum Change {
-    Event { key: Bytes, context: Option<VersionVector>, op: OpId, body: Body, done: Done<Record> },
+    Event { key: Bytes, context: Option<VersionVector>, op: OpId, body: Body, done: Done<Event> },
+    Supersede { key: Bytes, first: Event, missed: VersionVector, done: Done<Option<Event>> },
     Merge { key: Bytes, record: Record, done: Done<Vec<Dot>> },
-    Discard { key: Bytes, context: VersionVector, done: Done<Record> },
+}
+
+/// An event that this server made.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    /// The key's record with the event in it.
+    pub(crate) record: Record,
+    pub(crate) dot: Dot,
+    /// What a client has seen that knows of the event; see [`Record::seen_after`].
+    pub(crate) seen: VersionVector,
 }
 
 /// An answer that waits for the commit.
 enum Waiting {
-    Record(Done<Record>, Record),
+    Event(Done<Event>, Event),
+    Superseded(Done<Option<Event>>, Option<Event>),
     Missed(Done<Vec<Dot>>, Vec<Dot>),
 }
 
@@ -48,7 +59,8 @@ impl Waiting {
     fn answer(self, committed: Result<(), StoreError>) {
         // Whoever asked may have given up meanwhile.
         match self {
-            Self::Record(done, record) => drop(done.send(committed.map(|()| record).map_err(Into::into))),
+            Self::Event(done, event) => drop(done.send(committed.map(|()| event).map_err(Into::into))),
+            Self::Superseded(done, event) => drop(done.send(committed.map(|()| event).map_err(Into::into))),
             Self::Missed(done, missed) => drop(done.send(committed.map(|()| missed).map_err(Into::into))),
         }
     }
@@ -165,23 +177,16 @@ impl<T: Store> Writer<T> {
     fn stage(&mut self, change: Change, staged: &mut BTreeMap<Bytes, Staged>) -> Option<Waiting> {
         match change {
             Change::Event { key, context, op, body, done } => {
-                let result = self.entry(&key, staged).and_then(|entry| {
-                    self.event(entry, context, op, body)?;
-                    Ok(entry.stored.record.clone())
-                });
-                or_refuse(result, done).map(|(record, done)| Waiting::Record(done, record))
+                let result = self.entry(&key, staged).and_then(|entry| self.event(entry, context, op, body));
+                or_refuse(result, done).map(|(event, done)| Waiting::Event(done, event))
             }
             Change::Merge { key, record, done } => {
                 let result = self.entry(&key, staged).and_then(|entry| merge(entry, &record));
                 or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
             }
-            Change::Discard { key, context, done } => {
-                let result = self.entry(&key, staged).map(|entry| {
-                    entry.stored.record.discard(&context);
-                    entry.changed = true;
-                    entry.stored.record.clone()
-                });
-                or_refuse(result, done).map(|(record, done)| Waiting::Record(done, record))
+            Change::Supersede { key, first, missed, done } => {
+                let result = self.entry(&key, staged).map(|entry| self.supersede(entry, &first, &missed));
+                or_refuse(result, done).map(|(event, done)| Waiting::Superseded(done, event))
             }
         }
     }
@@ -210,10 +215,11 @@ impl<T: Store> Writer<T> {
         context: Option<VersionVector>,
         op: OpId,
         body: Body,
-    ) -> Result<(), ReplicaError> {
-        let Stored { record, own } = &mut entry.stored;
-        if record.written_by(op).is_some() {
-            return Ok(());
+    ) -> Result<Event, ReplicaError> {
+        let record = &entry.stored.record;
+        if let Some(sibling) = record.written_by(op) {
+            let seen = record.seen_after(&context.unwrap_or_default(), sibling.dot);
+            return Ok(Event { record: record.clone(), dot: sibling.dot, seen });
         }
         let context = context.unwrap_or_else(|| record.vv().clone());
         let kept = record.siblings().iter().filter(|sibling| !context.covers(sibling.dot));
@@ -225,13 +231,34 @@ impl<T: Store> Writer<T> {
                 len_max: RECORD_LEN_MAX as u64,
             }));
         }
+        let write = Write { op, hlc: self.clock.tick(), expires: None, body };
+        let dot = self.make_event(entry, &context, write);
+        let record = entry.stored.record.clone();
+        Ok(Event { dot, seen: record.seen_after(&context, dot), record })
+    }
+
+    /// The second round of a put without a context: a second event that replaces its first and what that had missed.
+    /// `None` when the first has been replaced meanwhile: then what had been missed may be what replaced it.
+    fn supersede(&mut self, entry: &mut Staged, first: &Event, missed: &VersionVector) -> Option<Event> {
+        let siblings = entry.stored.record.siblings();
+        let write = siblings.iter().find(|sibling| sibling.dot == first.dot)?.write.clone();
+        let mut context = missed.clone();
+        context.add(first.dot);
+        let dot = self.make_event(entry, &context, write);
+        context.merge(&first.seen);
+        let record = entry.stored.record.clone();
+        Some(Event { dot, seen: record.seen_after(&context, dot), record })
+    }
+
+    fn make_event(&mut self, entry: &mut Staged, context: &VersionVector, write: Write) -> Dot {
+        let Stored { record, own } = &mut entry.stored;
         let mut known = record.vv().clone();
-        known.merge(&context);
+        known.merge(context);
         let dot = self.identity.next_dot(&known, *own);
-        record.event(&context, dot, Write { op, hlc: self.clock.tick(), expires: None, body });
+        record.event(context, dot, write);
         *own = Some(dot);
         entry.changed = true;
-        Ok(())
+        dot
     }
 
     /// Commits what changed. Returns when it is as durable as promised.
@@ -262,7 +289,7 @@ fn weight(store_key: &Bytes, stored: &Stored, value_len: usize) -> Weight {
 
 fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> {
     let ours = &mut entry.stored.record;
-    let missed = ours.dots_unknown_to(record.vv());
+    let missed = ours.missed_by(record);
     if !ours.includes(record) {
         let mut merged = ours.clone();
         merged.merge(record);

@@ -120,7 +120,10 @@ mod tests {
         clock.tick(1_000);
         let mad = Hlc::at(1_000 + 60_001);
         assert_eq!(clock.observe(mad, 1_000), Err(TooFarAhead { skew_ms: 60_001 }));
-        assert_eq!(clock.observe(Hlc::from_bits(u64::MAX), 1_000).map_err(|e| e.skew_ms > 1 << 40), Err(true));
+        assert_eq!(
+            clock.observe(Hlc::from_bits(u64::MAX), 1_000).map_err(|e| e.skew_ms > 1 << 40),
+            Err(true)
+        );
         assert_eq!(clock.tick(1_000).wall_ms(), 1_000);
         clock.observe(Hlc::at(1_000 + 60_000), 1_000).unwrap();
         assert_eq!(clock.tick(1_000).wall_ms(), 61_000);

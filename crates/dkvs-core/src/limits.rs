@@ -19,4 +19,5 @@ pub const VERSION_VECTOR_LEN_MAX: usize = 4_096;
 pub const SIBLINGS_LEN_MAX: usize = 4_096;
 
 const _: () = assert!(VALUE_LEN_MAX_DEFAULT <= RECORD_LEN_MAX, "one value must fit a record");
-const _: () = assert!(KEY_LEN_MAX < u16::MAX as usize, "a key and its partition must fit an engine's 64 KiB key");
+const _: () =
+    assert!(KEY_LEN_MAX < u16::MAX as usize, "a key and its partition must fit an engine's 64 KiB key");

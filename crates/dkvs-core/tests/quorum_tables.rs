@@ -24,7 +24,7 @@ const OWNERS_MAX: usize = 5;
 
 /// Owners have other numbers than their places in the table, so that the two cannot be confused.
 fn server(owner: usize) -> ServerIndex {
-    ServerIndex::new(u16::try_from(90 - 10 * owner).unwrap())
+    ServerIndex::new(u16::try_from(90 - 10 * owner).expect("few owners"))
 }
 
 fn stranger() -> ServerIndex {
@@ -314,7 +314,7 @@ impl ReadTable {
     }
 
     fn record(&self, held: Held) -> &Record {
-        &self.records.iter().find(|(kind, _)| *kind == held).unwrap().1
+        &self.records.iter().find(|(kind, _)| *kind == held).expect("every sort was made").1
     }
 
     fn target(&self) -> Option<Record> {
@@ -454,7 +454,7 @@ fn a_read_is_reached_exactly_when_r_distinct_owners_hold_the_merge_of_the_first_
 fn a_read_counts_the_same_with_more_owners() {
     use Held::{Concurrent, Newest, Stale, UpToDate};
     use ReadEvent::{Fail, Repaired, Reply};
-    explore_reads(4, &[Reply(UpToDate), Reply(Stale), Reply(Concurrent), Reply(Newest), Fail, Repaired]);
+    explore_reads(4, &[Reply(UpToDate), Reply(Concurrent), Reply(Newest), Fail, Repaired]);
     explore_reads(5, &[Reply(UpToDate), Reply(Stale), Reply(Concurrent), Fail, Repaired]);
 }
 

@@ -112,7 +112,7 @@ fn run(steps: &[Step]) -> (Vec<Record>, Vec<Event>) {
                 };
                 let mut known = replica.record.vv().clone();
                 known.merge(&context);
-                let dot = replica.dots.next(&known, replica.own).unwrap();
+                let dot = replica.dots.next(&known, replica.own).expect("epochs do not run out");
                 op.sequence += u64::from(!retry);
                 let value = || Body::Value(Bytes::copy_from_slice(&op.sequence.to_be_bytes()));
                 let body = if tombstone { Body::Tombstone } else { value() };

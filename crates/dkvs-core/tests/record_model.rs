@@ -50,10 +50,21 @@
 //! Neither loses anything: there is a sibling more than one would like.
 //!
 //! # How it fails
-//! Each of these was seen to fail within so many schedules: dots that count on from `own` whatever is known (1,000);
-//! a lost key counted from 1 again in the same epoch (100); a wiped replica that keeps its incarnation (100); no
-//! second round (100); a put's answer whose context covers siblings it did not see (100); an acknowledgement after
-//! one owner (100); a record sent without its vector (100).
+//! Each of these rules was taken away, and a schedule with a number below this one then fails:
+//!
+//! | without | fails below |
+//! |---|---|
+//! | a new epoch when others know of more than `own` | 100 |
+//! | a new epoch after an unclean start | 1,000 |
+//! | an epoch used only once, also for a key that was lost | 10 |
+//! | a new incarnation for a replica that lost everything | 10 |
+//! | the second round | 1,000 |
+//! | a dot of its own for the second round (a discard instead) | 100 |
+//! | silence about what may have replaced the put ([`Record::missed_by`]) | 100 |
+//! | contexts that cover only what was seen ([`Record::seen_after`]) | 10 |
+//! | W = 2, or R = 2 | 10 |
+//! | the full exchange between two damages | 100 |
+//! | the vector in a merge, or the deaths it stands for | 10 |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -78,7 +89,7 @@ type WriteId = u64;
 type Ids = BTreeSet<WriteId>;
 
 fn server(replica: usize) -> ServerIndex {
-    ServerIndex::new(u16::try_from(replica).unwrap())
+    ServerIndex::new(u16::try_from(replica).expect("few replicas"))
 }
 
 fn all_servers() -> Vec<ServerIndex> {
@@ -144,7 +155,7 @@ struct Get {
 
 #[derive(Clone, Debug)]
 enum Work {
-    Put(Put),
+    Put(Box<Put>),
     Get(Get),
 }
 
@@ -342,7 +353,7 @@ impl World {
         let replica = &mut self.replicas[at];
         let mut known = replica.record.vv().clone();
         known.merge(context);
-        let dot = replica.dots.next(&known, replica.own).unwrap();
+        let dot = replica.dots.next(&known, replica.own).expect("epochs do not run out");
         if let Some(before) = self.oracle.dots.insert(dot, id) {
             return Err(format!("dot {dot:?} of write {before} is used again for write {id} at {at}"));
         }
@@ -377,7 +388,7 @@ impl World {
             round: 1,
         };
         let with = if put.context.is_some() { "with" } else { "without" };
-        let task = self.begin(client, at, Work::Put(put));
+        let task = self.begin(client, at, Work::Put(Box::new(put)));
         self.send_record((task, 1), at);
         let record = &self.replicas[at].record;
         let told =
@@ -473,7 +484,7 @@ impl World {
         let at = *coordinator;
         get.quorum.replied(server(from), record);
         for stale in get.quorum.take_repairs() {
-            let target = get.quorum.target().unwrap().clone();
+            let target = get.quorum.target().expect("repairs follow the target").clone();
             if stale == server(at) {
                 self.replicas[at].record.merge(&target);
                 get.quorum.repaired(stale);
@@ -489,7 +500,7 @@ impl World {
         if get.quorum.progress() != Progress::Reached {
             return Ok(());
         }
-        let target = get.quorum.target().unwrap().clone();
+        let target = get.quorum.target().expect("repairs follow the target").clone();
         let shown = ids(&target);
         self.tell(|| format!("request {task}: the get returns {target:?}"));
         let Some(Task { client, work: Work::Get(get), .. }) = self.tasks.remove(&task) else { return Ok(()) };

@@ -7,8 +7,8 @@
 use bytes::Bytes;
 use dkvs_core::hlc::Hlc;
 use dkvs_core::record::{Body, OpId, Record, RecordHash, Sibling, Write};
-use dkvs_core::ring::RingId;
-use dkvs_core::servers::ServerIndex;
+use dkvs_core::ring::{Ring, RingId};
+use dkvs_core::servers::{self as servers_txt, ServerIndex};
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
@@ -54,7 +54,7 @@ fn put(body: PutBody, context: Option<Token>, forwarded: bool) -> Put {
 /// A fingerprint with the bytes 0 to 15.
 fn hash() -> RecordHash {
     let bytes: Vec<u8> = (0..16).collect();
-    codec::decode(&bytes).unwrap()
+    codec::decode(&bytes).expect("a hash is any 16 bytes")
 }
 
 fn sibling(dot: Dot, op: (u64, u64), hlc: u64, expires: Option<u64>, body: Body) -> Sibling {
@@ -65,14 +65,14 @@ fn sibling(dot: Dot, op: (u64, u64), hlc: u64, expires: Option<u64>, body: Body)
 /// One value.
 fn small_record() -> Record {
     let value = sibling(DOT_A, (7, 9), 0x10, None, Body::Value(text("v")));
-    Record::from_parts(VersionVector::from_iter([DOT_A]), vec![value]).unwrap()
+    Record::from_parts(VersionVector::from_iter([DOT_A]), vec![value]).expect("one dot")
 }
 
 /// A value, and a tombstone that expires.
 fn full_record() -> Record {
     let value = sibling(DOT_A, (7, 9), 0x019a_aabb_ccdd_0001, None, Body::Value(text("blue")));
     let tombstone = sibling(DOT_B, (8, 1), 0x100, Some(0x0000_019b_0000_0000), Body::Tombstone);
-    Record::from_parts(VersionVector::from_iter([DOT_A, DOT_B]), vec![tombstone, value]).unwrap()
+    Record::from_parts(VersionVector::from_iter([DOT_A, DOT_B]), vec![tombstone, value]).expect("two dots")
 }
 
 /// A name, a message and its bytes.
@@ -200,6 +200,10 @@ fn datagram(header: Header, frames: &[Frame<'_>], padding: usize) -> Vec<u8> {
     builder.finish(len + padding)
 }
 
+fn one_server_ring() -> Ring {
+    Ring::new(servers_txt::parse("127.0.0.1\t1234  1 # one", "servers.txt").expect("a valid list"))
+}
+
 /// A frame as it stands on a stream, with its CRC-32.
 fn on_stream(frame: &Frame<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -251,6 +255,8 @@ fn layouts() -> Vec<Golden> {
         Golden::Bytes("context/two_actors", context::encode(b"k", full_record().vv()).to_vec(),
             "01 0002 a1a2a3a4a5a6a7a8000000010000000000000002 \
              b1b2b3b4b5b6b7b8000000030000000000000001 e4b67012"),
+        // A list of one server: "127.0.0.1 1234 1" and a line feed.
+        Golden::Bytes("ring_id/one_server", one_server_ring().id().bits().to_be_bytes().to_vec(), "e0c22221647db958"),
         // Of the empty key.
         Golden::Bytes("context/nothing", context::encode(b"", &VersionVector::new()).to_vec(),
             "01 0000 6a45dbdb"),
@@ -267,7 +273,9 @@ fn to_hex(bytes: &[u8]) -> String {
 
 fn from_hex(hex: &str) -> Vec<u8> {
     let digits = unspaced(hex);
-    (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()).collect()
+    (0..digits.len() / 2)
+        .map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).expect("hex digits"))
+        .collect()
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub enum ReplicaRequest {
 /// What an owner answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplicaAnswer {
-    /// Merged and durable. Names the values held before that the sent record had not heard of.
+    /// Merged and durable. Names the values held before that the sent record had not heard of, as
+    /// [`Record::missed_by`] finds them.
     Merged {
         /// Their dots.
         #[serde(with = "wire::list")]

@@ -114,7 +114,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 fn client_request() -> impl Strategy<Value = ClientRequest> {
     let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>());
     prop_oneof![
-        (ring(), bytes(), put_body(), option::of(token()), op(), numbers.clone()).prop_map(
+        (ring(), bytes(), put_body(), option::of(token()), op(), numbers).prop_map(
             |(ring, key, body, context, op, (n, w, timeout_ms, forwarded))| {
                 ClientRequest::Put(Put { ring, key, body, context, n, w, op, timeout_ms, forwarded })
             }
