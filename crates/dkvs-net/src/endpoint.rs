@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use dkvs_proto::codec::CodecError;
-use dkvs_proto::envelope::{self, ENVELOPE_HEADER_LEN, Header};
-use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::envelope::Header;
+use dkvs_proto::frame::Frame;
 use dkvs_proto::limits::BODY_LEN_MAX;
 use dkvs_proto::message::{Answer, Request};
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt, SeedableRng};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use rand::{Rng, SeedableRng};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 
+use crate::calls::check_len;
 use crate::config::EndpointConfig;
 use crate::lock;
 use crate::outbox::{Outbox, pack};
-use crate::peers::{Heard, Peers};
+use crate::peers::Peers;
 use crate::proof::AddressProofs;
-use crate::sessions::{Admission, Sessions};
+use crate::sessions::Sessions;
 use crate::socket::Socket;
 use crate::streams::{self, IdleStreams};
 
@@ -159,12 +159,12 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) closed: watch::Receiver<bool>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) stream_room: Semaphore,
-    requests: Arc<Semaphore>,
-    peers: Mutex<Peers>,
-    sessions: Mutex<Sessions>,
-    proofs: AddressProofs,
-    outbox: Outbox,
-    jitter: Mutex<StdRng>,
+    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) peers: Mutex<Peers>,
+    pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) proofs: AddressProofs,
+    pub(crate) outbox: Outbox,
+    pub(crate) jitter: Mutex<StdRng>,
 }
 
 impl<S: Socket> Endpoint<S> {
@@ -269,119 +269,9 @@ impl<S: Socket> Endpoint<S> {
     }
 }
 
-/// A call that is registered, until dropped.
-struct Begun<'a, S: Socket> {
-    shared: &'a Shared<S>,
-    to: SocketAddr,
-    id: u64,
-    frame: Option<Arc<[u8]>>,
-    ended: oneshot::Receiver<Heard>,
-}
-
-impl<S: Socket> Drop for Begun<'_, S> {
-    fn drop(&mut self) {
-        lock(&self.shared.peers).end(self.to, self.id);
-    }
-}
-
-fn check_len(body: &[u8]) -> Result<(), CallError> {
-    if body.len() > BODY_LEN_MAX { Err(CallError::TooLong { len: body.len() }) } else { Ok(()) }
-}
-
+/// Sending.
 impl<S: Socket> Shared<S> {
-    /// Registers a call. `frame` makes the datagram frame, if it goes by datagram.
-    fn begin(
-        &self,
-        to: SocketAddr,
-        frame: impl FnOnce(u64) -> Option<Arc<[u8]>>,
-    ) -> Result<Begun<'_, S>, CallError> {
-        let (sender, ended) = oneshot::channel();
-        let mut peers = lock(&self.peers);
-        if peers.in_flight() >= self.config.calls_max {
-            return Err(CallError::Overloaded);
-        }
-        let (id, frame) = peers.begin(to, frame, sender);
-        drop(peers);
-        Ok(Begun { shared: self, to, id, frame, ended })
-    }
-
-    async fn call(
-        &self,
-        to: SocketAddr,
-        kind: Kind,
-        body: &[u8],
-        patience: Patience,
-    ) -> Result<Answer, CallError> {
-        check_len(body)?;
-        let mut call = self.begin(to, |id| self.datagram_frame(Frame { kind, id, body }))?;
-        let heard = match call.frame.clone() {
-            Some(frame) => self.call_by_datagram(&mut call, frame, patience).await?,
-            None => Heard::UseStream,
-        };
-        match heard {
-            Heard::Answer(kind, body) => read_answer(kind, &body),
-            Heard::Overloaded => Err(CallError::Overloaded),
-            Heard::UseStream => {
-                let stream_call = self.call_by_stream(to, Frame { kind, id: call.id, body });
-                timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
-            }
-        }
-    }
-
-    /// The frame's bytes, unless it is too long for a datagram.
-    fn datagram_frame(&self, frame: Frame<'_>) -> Option<Arc<[u8]>> {
-        (ENVELOPE_HEADER_LEN + frame.len() <= self.config.datagram_len_max).then(|| {
-            let mut bytes = Vec::with_capacity(frame.len());
-            frame.write(&mut bytes);
-            bytes.into()
-        })
-    }
-
-    /// Sends the request, again and again with growing pauses, until something ends the call.
-    async fn call_by_datagram(
-        &self,
-        call: &mut Begun<'_, S>,
-        frame: Arc<[u8]>,
-        patience: Patience,
-    ) -> Result<Heard, CallError> {
-        let start = Instant::now();
-        let mut silent_at = patience.silence.map(|silence| start + silence);
-        let mut pause = self.config.retransmit_min;
-        let mut closed = self.closed.clone();
-        self.push(call.to, frame.clone());
-        loop {
-            let again_at = Instant::now() + self.jittered(pause);
-            let wake_at = [Some(patience.deadline), silent_at, Some(again_at)].into_iter().flatten().min();
-            tokio::select! {
-                biased;
-                ended = &mut call.ended => return ended.map_err(|_| CallError::Closed),
-                _ = closed.wait_for(|closed| *closed) => return Err(CallError::Closed),
-                () = sleep_until(wake_at.unwrap_or(patience.deadline)) => {}
-            }
-            let now = Instant::now();
-            if now >= patience.deadline {
-                return Err(CallError::TimedOut);
-            }
-            if silent_at.is_some_and(|at| now >= at) {
-                if !lock(&self.peers).sign_of_life(call.to, call.id) {
-                    return Err(CallError::Silent(now - start));
-                }
-                silent_at = None;
-            }
-            if now >= again_at {
-                Counters::count(&self.counters.retransmitted);
-                self.push(call.to, frame.clone());
-                pause = (pause * 2).min(self.config.retransmit_max);
-            }
-        }
-    }
-
-    /// Between three and five quarters of `pause`, so that callers that started together drift apart.
-    fn jittered(&self, pause: Duration) -> Duration {
-        pause.mul_f64(lock(&self.jitter).random_range(0.75..1.25))
-    }
-
-    fn push(&self, to: SocketAddr, frame: Arc<[u8]>) {
+    pub(crate) fn push(&self, to: SocketAddr, frame: Arc<[u8]>) {
         if !self.outbox.push(to, frame) {
             Counters::count(&self.counters.unsent);
         }
@@ -412,173 +302,10 @@ impl<S: Socket> Shared<S> {
         }
     }
 
-    async fn send(&self, to: SocketAddr, bytes: &[u8], segment_len: usize) {
+    pub(crate) async fn send(&self, to: SocketAddr, bytes: &[u8], segment_len: usize) {
         if let Err(error) = self.socket.send(to, bytes, segment_len).await {
             Counters::count(&self.counters.unsent);
             tracing::debug!(%to, %error, "datagram lost on this side");
         }
     }
-
-    async fn receive_loop<V: Service>(self: Arc<Self>, service: Option<Arc<V>>) {
-        let mut closed = self.closed.clone();
-        loop {
-            let receive = self.socket.recv(|from, datagram| self.received(from, datagram, service.as_ref()));
-            let received = tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => return,
-                received = receive => received,
-            };
-            if let Err(error) = received {
-                tracing::debug!(%error, "receiving failed");
-                // An error that repeats at once must not keep the processor from everybody else.
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-
-    fn received<V: Service>(self: &Arc<Self>, from: SocketAddr, datagram: &[u8], service: Option<&Arc<V>>) {
-        let (header, frames) = match envelope::parse(datagram) {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                tracing::debug!(%from, %error, len = datagram.len(), "junk datagram");
-                return Counters::count(&self.counters.junk);
-            }
-        };
-        let (requests, others): (Vec<_>, Vec<_>) =
-            frames.into_iter().partition(|frame| frame.kind.is_request());
-        for frame in others {
-            let (again, expected) = lock(&self.peers).heard(from, header.proof, &frame);
-            again.into_iter().for_each(|frame| self.push(from, frame));
-            if !expected {
-                Counters::count(&self.counters.junk);
-            }
-        }
-        let Some(first) = requests.first() else { return };
-        match service {
-            None => Counters::count(&self.counters.junk),
-            Some(_) if !self.proofs.accepts(from, header.proof) => self.challenge(from, first.id),
-            Some(service) => {
-                lock(&self.sessions).seen(header.session, header.oldest);
-                let requests = requests.into_iter();
-                requests.for_each(|frame| self.requested(from, header.session, &frame, service));
-            }
-        }
-    }
-
-    /// Asks a sender to prove its address: one short datagram for its longer one.
-    fn challenge(self: &Arc<Self>, to: SocketAddr, id: u64) {
-        Counters::count(&self.counters.challenged);
-        let proof = self.proofs.issue(to);
-        let mut datagram = envelope::DatagramBuilder::new(Header { session: self.session, proof, oldest: 0 });
-        datagram.push(&Frame { kind: Kind::Challenge, id, body: &[] });
-        // Not through the outbox: there it would share an envelope with others, which have no room for its proof.
-        let (shared, datagram) = (self.clone(), datagram.finish(0));
-        tokio::spawn(async move { shared.send(to, &datagram, datagram.len()).await });
-    }
-
-    fn requested<V: Service>(
-        self: &Arc<Self>,
-        from: SocketAddr,
-        session: u64,
-        frame: &Frame<'_>,
-        service: &Arc<V>,
-    ) {
-        match self.admit(session, frame) {
-            Admitted::Execute(request, permit) => {
-                let (shared, service, id) = (self.clone(), service.clone(), frame.id);
-                tokio::spawn(async move {
-                    let (kind, body) = shared.execute(&*service, from, session, id, request).await;
-                    drop(permit);
-                    shared.answer(from, Frame { kind, id, body: &body });
-                });
-            }
-            Admitted::Answer(kind, body) => self.answer(from, Frame { kind, id: frame.id, body: &body }),
-            Admitted::Ignore => {}
-        }
-    }
-
-    /// Decides what a request deserves. Used by both lanes.
-    pub(crate) fn admit(&self, session: u64, frame: &Frame<'_>) -> Admitted {
-        let notice = |kind| Admitted::Answer(kind, Bytes::new());
-        match lock(&self.sessions).admit(session, frame.id) {
-            Admission::Execute => {}
-            Admission::Working => return notice(Kind::Working),
-            Admission::Answered(kind, body) => return Admitted::Answer(kind, body),
-            Admission::Over => return Admitted::Ignore,
-            Admission::Full => {
-                Counters::count(&self.counters.overloaded);
-                return notice(Kind::Overloaded);
-            }
-        }
-        let Ok(permit) = self.requests.clone().try_acquire_owned() else {
-            Counters::count(&self.counters.overloaded);
-            lock(&self.sessions).forget(session, frame.id);
-            return notice(Kind::Overloaded);
-        };
-        match Request::decode(frame.kind, frame.body) {
-            Some(Ok(request)) => Admitted::Execute(request, permit),
-            None | Some(Err(_)) => {
-                Counters::count(&self.counters.junk);
-                lock(&self.sessions).forget(session, frame.id);
-                Admitted::Ignore
-            }
-        }
-    }
-
-    /// Executes a request and remembers its answer if it must not be executed again.
-    pub(crate) async fn execute<V: Service>(
-        &self,
-        service: &V,
-        from: SocketAddr,
-        session: u64,
-        id: u64,
-        request: Request,
-    ) -> (Kind, Bytes) {
-        let forget = ForgetUnlessFinished { sessions: &self.sessions, session, id };
-        let idempotent = request.is_idempotent();
-        let (kind, body) = service.handle(from, request).await.encode();
-        let body = Bytes::from(body);
-        if !idempotent {
-            std::mem::forget(forget);
-            lock(&self.sessions).finished(session, id, kind, body.clone());
-        }
-        (kind, body)
-    }
-
-    fn answer(&self, to: SocketAddr, frame: Frame<'_>) {
-        let frame = self
-            .datagram_frame(frame)
-            .or_else(|| self.datagram_frame(Frame { kind: Kind::UseStream, id: frame.id, body: &[] }));
-        if let Some(frame) = frame {
-            self.push(to, frame);
-        }
-    }
-}
-
-/// What a request deserves.
-pub(crate) enum Admitted {
-    /// To be executed, while the permit is held.
-    Execute(Request, OwnedSemaphorePermit),
-    /// This answer, at once.
-    Answer(Kind, Bytes),
-    /// Nothing.
-    Ignore,
-}
-
-/// Lets a request be executed again if its execution was abandoned, or harmless.
-struct ForgetUnlessFinished<'a> {
-    sessions: &'a Mutex<Sessions>,
-    session: u64,
-    id: u64,
-}
-
-impl Drop for ForgetUnlessFinished<'_> {
-    fn drop(&mut self) {
-        lock(self.sessions).forget(self.session, self.id);
-    }
-}
-
-pub(crate) fn read_answer(kind: Kind, body: &[u8]) -> Result<Answer, CallError> {
-    let not_an_answer = || CodecError::Malformed(format!("{kind:?} is not an answer"));
-    Answer::decode(kind, body).unwrap_or_else(|| Err(not_an_answer())).map_err(CallError::Malformed)
 }

@@ -19,7 +19,7 @@
 //! - every table and queue is bounded; what exceeds a bound is answered *overloaded*, or is a lost datagram.
 //!
 //! Reading order: [`socket`] (the world), `proof` and `sessions` (whom to serve, and how often), `outbox`, `peers` (calls in
-//! flight), [`endpoint`]; then `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
+//! flight), [`endpoint`], `calls`, `serve`; then `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
 //!
 //! What it leaves out: congestion control. A server answers what it is asked, and callers are bounded; a path
 //! narrower than that shows as loss and is met by exponential backoff only.
@@ -37,6 +37,10 @@ mod outbox;
 mod peers;
 
 pub mod endpoint;
+
+mod calls;
+
+mod serve;
 
 mod streams;
 

@@ -25,8 +25,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
-use crate::endpoint::{Admitted, CallError, Counters, Service, Shared, read_answer};
+use crate::calls::read_answer;
+use crate::endpoint::{CallError, Counters, Service, Shared};
 use crate::lock;
+use crate::serve::Admitted;
 use crate::socket::Socket;
 
 /// Connections kept for one peer while nobody uses them.

@@ -1,0 +1,137 @@
+//! Making calls: a request is sent, by datagram or stream, until something ends the call.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dkvs_proto::codec::CodecError;
+use dkvs_proto::envelope::ENVELOPE_HEADER_LEN;
+use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::limits::BODY_LEN_MAX;
+use dkvs_proto::message::Answer;
+use rand::RngExt;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::endpoint::{CallError, Counters, Patience, Shared};
+use crate::lock;
+use crate::peers::Heard;
+use crate::socket::Socket;
+
+/// A call that is registered, until dropped.
+pub(crate) struct Begun<'a, S: Socket> {
+    shared: &'a Shared<S>,
+    to: SocketAddr,
+    pub(crate) id: u64,
+    frame: Option<Arc<[u8]>>,
+    ended: oneshot::Receiver<Heard>,
+}
+
+impl<S: Socket> Drop for Begun<'_, S> {
+    fn drop(&mut self) {
+        lock(&self.shared.peers).end(self.to, self.id);
+    }
+}
+
+pub(crate) fn check_len(body: &[u8]) -> Result<(), CallError> {
+    if body.len() > BODY_LEN_MAX { Err(CallError::TooLong { len: body.len() }) } else { Ok(()) }
+}
+
+impl<S: Socket> Shared<S> {
+    /// Registers a call. `frame` makes the datagram frame, if it goes by datagram.
+    pub(crate) fn begin(
+        &self,
+        to: SocketAddr,
+        frame: impl FnOnce(u64) -> Option<Arc<[u8]>>,
+    ) -> Result<Begun<'_, S>, CallError> {
+        let (sender, ended) = oneshot::channel();
+        let mut peers = lock(&self.peers);
+        if peers.in_flight() >= self.config.calls_max {
+            return Err(CallError::Overloaded);
+        }
+        let (id, frame) = peers.begin(to, frame, sender);
+        drop(peers);
+        Ok(Begun { shared: self, to, id, frame, ended })
+    }
+
+    pub(crate) async fn call(
+        &self,
+        to: SocketAddr,
+        kind: Kind,
+        body: &[u8],
+        patience: Patience,
+    ) -> Result<Answer, CallError> {
+        check_len(body)?;
+        let mut call = self.begin(to, |id| self.datagram_frame(Frame { kind, id, body }))?;
+        let heard = match call.frame.clone() {
+            Some(frame) => self.call_by_datagram(&mut call, frame, patience).await?,
+            None => Heard::UseStream,
+        };
+        match heard {
+            Heard::Answer(kind, body) => read_answer(kind, &body),
+            Heard::Overloaded => Err(CallError::Overloaded),
+            Heard::UseStream => {
+                let stream_call = self.call_by_stream(to, Frame { kind, id: call.id, body });
+                timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
+            }
+        }
+    }
+
+    /// The frame's bytes, unless it is too long for a datagram.
+    pub(crate) fn datagram_frame(&self, frame: Frame<'_>) -> Option<Arc<[u8]>> {
+        (ENVELOPE_HEADER_LEN + frame.len() <= self.config.datagram_len_max).then(|| {
+            let mut bytes = Vec::with_capacity(frame.len());
+            frame.write(&mut bytes);
+            bytes.into()
+        })
+    }
+
+    /// Sends the request, again and again with growing pauses, until something ends the call.
+    async fn call_by_datagram(
+        &self,
+        call: &mut Begun<'_, S>,
+        frame: Arc<[u8]>,
+        patience: Patience,
+    ) -> Result<Heard, CallError> {
+        let start = Instant::now();
+        let mut silent_at = patience.silence.map(|silence| start + silence);
+        let mut pause = self.config.retransmit_min;
+        let mut closed = self.closed.clone();
+        self.push(call.to, frame.clone());
+        loop {
+            let again_at = Instant::now() + self.jittered(pause);
+            let wake_at = [Some(patience.deadline), silent_at, Some(again_at)].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                ended = &mut call.ended => return ended.map_err(|_| CallError::Closed),
+                _ = closed.wait_for(|closed| *closed) => return Err(CallError::Closed),
+                () = sleep_until(wake_at.unwrap_or(patience.deadline)) => {}
+            }
+            let now = Instant::now();
+            if now >= patience.deadline {
+                return Err(CallError::TimedOut);
+            }
+            if silent_at.is_some_and(|at| now >= at) {
+                if !lock(&self.peers).sign_of_life(call.to, call.id) {
+                    return Err(CallError::Silent(now - start));
+                }
+                silent_at = None;
+            }
+            if now >= again_at {
+                Counters::count(&self.counters.retransmitted);
+                self.push(call.to, frame.clone());
+                pause = (pause * 2).min(self.config.retransmit_max);
+            }
+        }
+    }
+
+    /// Between three and five quarters of `pause`, so that callers that started together drift apart.
+    fn jittered(&self, pause: Duration) -> Duration {
+        pause.mul_f64(lock(&self.jitter).random_range(0.75..1.25))
+    }
+}
+
+pub(crate) fn read_answer(kind: Kind, body: &[u8]) -> Result<Answer, CallError> {
+    let not_an_answer = || CodecError::Malformed(format!("{kind:?} is not an answer"));
+    Answer::decode(kind, body).unwrap_or_else(|| Err(not_an_answer())).map_err(CallError::Malformed)
+}

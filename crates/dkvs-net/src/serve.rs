@@ -1,0 +1,175 @@
+//! Receiving: answers go to their calls, requests to the service, and strangers have to prove their address first.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use dkvs_proto::envelope::{self, Header};
+use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::message::Request;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::endpoint::{Counters, Service, Shared};
+use crate::lock;
+use crate::sessions::{Admission, Sessions};
+use crate::socket::Socket;
+
+impl<S: Socket> Shared<S> {
+    pub(crate) async fn receive_loop<V: Service>(self: Arc<Self>, service: Option<Arc<V>>) {
+        let mut closed = self.closed.clone();
+        loop {
+            let receive = self.socket.recv(|from, datagram| self.received(from, datagram, service.as_ref()));
+            let received = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => return,
+                received = receive => received,
+            };
+            if let Err(error) = received {
+                tracing::debug!(%error, "receiving failed");
+                // An error that repeats at once must not keep the processor from everybody else.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn received<V: Service>(self: &Arc<Self>, from: SocketAddr, datagram: &[u8], service: Option<&Arc<V>>) {
+        let (header, frames) = match envelope::parse(datagram) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                tracing::debug!(%from, %error, len = datagram.len(), "junk datagram");
+                return Counters::count(&self.counters.junk);
+            }
+        };
+        let (requests, others): (Vec<_>, Vec<_>) =
+            frames.into_iter().partition(|frame| frame.kind.is_request());
+        for frame in others {
+            let (again, expected) = lock(&self.peers).heard(from, header.proof, &frame);
+            again.into_iter().for_each(|frame| self.push(from, frame));
+            if !expected {
+                Counters::count(&self.counters.junk);
+            }
+        }
+        let Some(first) = requests.first() else { return };
+        match service {
+            None => Counters::count(&self.counters.junk),
+            Some(_) if !self.proofs.accepts(from, header.proof) => self.challenge(from, first.id),
+            Some(service) => {
+                lock(&self.sessions).seen(header.session, header.oldest);
+                let requests = requests.into_iter();
+                requests.for_each(|frame| self.requested(from, header.session, &frame, service));
+            }
+        }
+    }
+
+    /// Asks a sender to prove its address: one short datagram for its longer one.
+    fn challenge(self: &Arc<Self>, to: SocketAddr, id: u64) {
+        Counters::count(&self.counters.challenged);
+        let proof = self.proofs.issue(to);
+        let mut datagram = envelope::DatagramBuilder::new(Header { session: self.session, proof, oldest: 0 });
+        datagram.push(&Frame { kind: Kind::Challenge, id, body: &[] });
+        // Not through the outbox: there it would share an envelope with others, which have no room for its proof.
+        let (shared, datagram) = (self.clone(), datagram.finish(0));
+        tokio::spawn(async move { shared.send(to, &datagram, datagram.len()).await });
+    }
+
+    fn requested<V: Service>(
+        self: &Arc<Self>,
+        from: SocketAddr,
+        session: u64,
+        frame: &Frame<'_>,
+        service: &Arc<V>,
+    ) {
+        match self.admit(session, frame) {
+            Admitted::Execute(request, permit) => {
+                let (shared, service, id) = (self.clone(), service.clone(), frame.id);
+                tokio::spawn(async move {
+                    let (kind, body) = shared.execute(&*service, from, session, id, request).await;
+                    drop(permit);
+                    shared.answer(from, Frame { kind, id, body: &body });
+                });
+            }
+            Admitted::Answer(kind, body) => self.answer(from, Frame { kind, id: frame.id, body: &body }),
+            Admitted::Ignore => {}
+        }
+    }
+
+    /// Decides what a request deserves. Used by both lanes.
+    pub(crate) fn admit(&self, session: u64, frame: &Frame<'_>) -> Admitted {
+        let notice = |kind| Admitted::Answer(kind, Bytes::new());
+        match lock(&self.sessions).admit(session, frame.id) {
+            Admission::Execute => {}
+            Admission::Working => return notice(Kind::Working),
+            Admission::Answered(kind, body) => return Admitted::Answer(kind, body),
+            Admission::Over => return Admitted::Ignore,
+            Admission::Full => {
+                Counters::count(&self.counters.overloaded);
+                return notice(Kind::Overloaded);
+            }
+        }
+        let Ok(permit) = self.requests.clone().try_acquire_owned() else {
+            Counters::count(&self.counters.overloaded);
+            lock(&self.sessions).forget(session, frame.id);
+            return notice(Kind::Overloaded);
+        };
+        match Request::decode(frame.kind, frame.body) {
+            Some(Ok(request)) => Admitted::Execute(request, permit),
+            None | Some(Err(_)) => {
+                Counters::count(&self.counters.junk);
+                lock(&self.sessions).forget(session, frame.id);
+                Admitted::Ignore
+            }
+        }
+    }
+
+    /// Executes a request and remembers its answer if it must not be executed again.
+    pub(crate) async fn execute<V: Service>(
+        &self,
+        service: &V,
+        from: SocketAddr,
+        session: u64,
+        id: u64,
+        request: Request,
+    ) -> (Kind, Bytes) {
+        let forget = ForgetUnlessFinished { sessions: &self.sessions, session, id };
+        let idempotent = request.is_idempotent();
+        let (kind, body) = service.handle(from, request).await.encode();
+        let body = Bytes::from(body);
+        if !idempotent {
+            std::mem::forget(forget);
+            lock(&self.sessions).finished(session, id, kind, body.clone());
+        }
+        (kind, body)
+    }
+
+    fn answer(&self, to: SocketAddr, frame: Frame<'_>) {
+        let frame = self
+            .datagram_frame(frame)
+            .or_else(|| self.datagram_frame(Frame { kind: Kind::UseStream, id: frame.id, body: &[] }));
+        if let Some(frame) = frame {
+            self.push(to, frame);
+        }
+    }
+}
+
+/// What a request deserves.
+pub(crate) enum Admitted {
+    /// To be executed, while the permit is held.
+    Execute(Request, OwnedSemaphorePermit),
+    /// This answer, at once.
+    Answer(Kind, Bytes),
+    /// Nothing.
+    Ignore,
+}
+
+/// Lets a request be executed again if its execution was abandoned, or harmless.
+struct ForgetUnlessFinished<'a> {
+    sessions: &'a Mutex<Sessions>,
+    session: u64,
+    id: u64,
+}
+
+impl Drop for ForgetUnlessFinished<'_> {
+    fn drop(&mut self) {
+        lock(self.sessions).forget(self.session, self.id);
+    }
+}
