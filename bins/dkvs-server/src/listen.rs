@@ -36,7 +36,7 @@ pub(crate) async fn bind(address: SocketAddr, insecure: bool, remedy: &str) -> a
     }
 }
 
-/// The address of a `listen` setting: one of an interface, all of them (0.0.0.0, [::]), or a host name's.
+/// The address of a `listen` setting: one of an interface, all of them (`0.0.0.0`, `[::]`), or a host name's.
 pub(crate) async fn address(listen: &str) -> anyhow::Result<SocketAddr> {
     let address = match listen.parse::<SocketAddr>() {
         Ok(address) => address,
