@@ -4,19 +4,20 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
-/// The path of one of the workspace's binaries, built if need be.
+/// The path of one of the workspace's binaries, built if it is missing or older than a source. Tests of the whole
+/// workspace have just built it; a second build, with other features, would take its time and its place.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
-        let test = std::env::current_exe().expect("a test has a path");
-        let directory = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").to_owned();
+        let directory = binary_directory();
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--package", "dkvs-server", "--package", "dkvs-client"]);
-        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        build.current_dir(workspace);
         if directory.ends_with("release") {
             build.arg("--release");
         }
@@ -24,6 +25,37 @@ pub fn binary(name: &str) -> PathBuf {
         directory
     });
     directory.join(name)
+}
+
+/// The path of one of the workspace's binaries as users run it, built if need be.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn release_binary(name: &str) -> PathBuf {
+    let directory = binary_directory().with_file_name("release");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--release", "--package", name]);
+    build.args(["--target-dir".as_ref(), directory.parent().expect("target/release")]);
+    build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    assert!(build.status().expect("cargo runs").success(), "{name} does not build");
+    directory.join(name)
+}
+
+/// Where this test's profile has its binaries.
+fn binary_directory() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").to_owned()
+}
+
+/// When a file was last written; `None`, which is before all times, if it is not there.
+fn modified(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|file| file.modified()).ok()
+}
+
+fn newest_source(directory: &Path) -> Option<SystemTime> {
+    let entries = std::fs::read_dir(directory).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let newest = |path: PathBuf| if path.is_dir() { newest_source(&path) } else { modified(&path) };
+    entries.map(newest).max().flatten()
 }
 
 /// A process that is killed when dropped.
