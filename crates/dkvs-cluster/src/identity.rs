@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use dkvs_core::version::{Dot, Dots, VersionVector};
-use dkvs_storage::{Batch, Keyspace, Start, Store, StoreError};
+use dkvs_storage::{Batch, Durability, Keyspace, Start, Store, StoreError};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -25,15 +25,28 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Goes on with the stored identity after a clean stop. After anything else the server cannot prove what it
-    /// remembers, and draws a new incarnation.
-    pub(crate) fn load(store: &impl Store, start: Start, mut random: StdRng) -> Result<Self, StoreError> {
+    /// remembers, and draws a new incarnation, which is stored at once: if this start too ends with a clean stop, the
+    /// next one must not go on with the identity of before, even if nothing was numbered meanwhile.
+    pub(crate) async fn open(store: &impl Store, start: Start, random: StdRng) -> Result<Self, StoreError> {
+        let mut identity = Self::load(store, start, random)?;
+        let mut batch = Batch::new();
+        if identity.stage_lease(&mut batch) {
+            store.commit(batch, Durability::Fsync).await?;
+        }
+        Ok(identity)
+    }
+
+    fn load(store: &impl Store, start: Start, mut random: StdRng) -> Result<Self, StoreError> {
         let stored = match start {
             Start::Clean => store.get(Keyspace::Meta, KEY)?.as_ref().and_then(decode),
             Start::New | Start::Unclean => None,
         };
-        let (incarnation, next_epoch) = stored.unwrap_or_else(|| (random.next_u64(), 1));
-        // Nothing is leased yet: the first event that takes an epoch stores the incarnation with its lease.
-        Ok(Self { dots: Dots::new(incarnation, next_epoch), lease_end: next_epoch, random })
+        // The rest of the stored lease is not used: it ends where the epochs to come begin.
+        let (incarnation, next_epoch, lease_end) = match stored {
+            Some((incarnation, lease_end)) => (incarnation, lease_end, lease_end),
+            None => (random.next_u64(), 1, 0),
+        };
+        Ok(Self { dots: Dots::new(incarnation, next_epoch), lease_end, random })
     }
 
     pub(crate) fn incarnation(&self) -> u64 {
@@ -77,40 +90,48 @@ fn decode(bytes: &Bytes) -> Option<(u64, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use dkvs_storage::{Durability, MemoryStore};
+    use dkvs_storage::MemoryStore;
     use rand::SeedableRng;
 
     use super::*;
 
-    fn load(store: &MemoryStore, start: Start, seed: u64) -> Identity {
-        Identity::load(store, start, StdRng::seed_from_u64(seed)).unwrap()
+    async fn open(store: &MemoryStore, start: Start, seed: u64) -> Identity {
+        Identity::open(store, start, StdRng::seed_from_u64(seed)).await.unwrap()
     }
 
     #[tokio::test]
     async fn after_a_clean_stop_the_incarnation_stays_and_no_epoch_is_reused() {
         let store = MemoryStore::new();
-        let mut before = load(&store, Start::New, 1);
+        let mut before = open(&store, Start::New, 1).await;
         let dots: Vec<Dot> = (0..3).map(|_| before.next_dot(&VersionVector::new(), None)).collect();
-        let mut batch = Batch::new();
-        assert!(before.stage_lease(&mut batch));
         assert!(!before.stage_lease(&mut Batch::new()), "one lease serves many epochs");
-        store.commit(batch, Durability::Fsync).await.unwrap();
 
-        let mut after = load(&store, Start::Clean, 2);
+        let mut after = open(&store, Start::Clean, 2).await;
         let next = after.next_dot(&VersionVector::new(), None);
         assert_eq!(next.actor.incarnation, dots[0].actor.incarnation);
         assert!(dots.iter().all(|dot| dot.actor.epoch < next.actor.epoch), "{dots:?} {next:?}");
+        assert!(after.stage_lease(&mut Batch::new()), "the old lease is not used up, but left");
     }
 
     #[tokio::test]
     async fn after_anything_but_a_clean_stop_the_incarnation_is_new() {
         let store = MemoryStore::new();
-        let mut before = load(&store, Start::New, 1);
-        before.next_dot(&VersionVector::new(), None);
-        let mut batch = Batch::new();
-        before.stage_lease(&mut batch);
-        store.commit(batch, Durability::Fsync).await.unwrap();
-        assert_ne!(load(&store, Start::Unclean, 2).incarnation(), before.incarnation());
+        let before = open(&store, Start::New, 1).await;
+        assert_ne!(open(&store, Start::Unclean, 2).await.incarnation(), before.incarnation());
+    }
+
+    #[tokio::test]
+    async fn an_incarnation_that_numbered_nothing_is_not_forgotten_by_a_clean_stop() {
+        let store = MemoryStore::new();
+        let before = open(&store, Start::New, 1).await;
+        let idle = open(&store, Start::Unclean, 2).await;
+        let after = open(&store, Start::Clean, 3).await;
+        assert_eq!(after.incarnation(), idle.incarnation());
+        assert_ne!(
+            after.incarnation(),
+            before.incarnation(),
+            "which may have told others more than the store holds"
+        );
     }
 
     #[test]

@@ -39,3 +39,4 @@ pub use clock::WallClock;
 pub use config::ServerConfig;
 pub use replica::{Replica, ReplicaError};
 pub use server::Server;
+pub use stored::decode_entry;

@@ -81,15 +81,15 @@ impl<T: Store> Replica<T> {
     /// Opens the records in `store` and starts their writer. `start` says how the last run ended.
     ///
     /// # Errors
-    /// When the store cannot be read.
-    pub(crate) fn open(
+    /// When the store cannot be read or written.
+    pub(crate) async fn open(
         store: Arc<T>,
         start: Start,
         durability: Durability,
         clock: Arc<Clock>,
         random: StdRng,
     ) -> Result<Self, StoreError> {
-        let identity = Identity::load(&*store, start, random)?;
+        let identity = Identity::open(&*store, start, random).await?;
         tracing::info!(
             ?start,
             incarnation = format_args!("{:016x}", identity.incarnation()),

@@ -57,7 +57,7 @@ impl<S: Socket, T: Store> Server<S, T> {
         let clock = Arc::new(Clock::new(config.wall_clock, config.clock_skew_ms_max));
         let identity_random = StdRng::seed_from_u64(random.next_u64());
         let replica =
-            Replica::open(Arc::new(store), start, config.durability, clock.clone(), identity_random)?;
+            Replica::open(Arc::new(store), start, config.durability, clock.clone(), identity_random).await?;
         for (key, value) in initial {
             let record = Record::initial(&key, value);
             replica.merge(key, record).await?;

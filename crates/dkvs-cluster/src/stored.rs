@@ -36,6 +36,13 @@ pub(crate) fn store_key(key: &[u8]) -> Bytes {
     [&partition[..], key].concat().into()
 }
 
+/// The key and record of an entry of [`Keyspace::Records`](dkvs_storage::Keyspace::Records), for tools that read a
+/// store without its server; `None` when the entry is damaged or of another layout.
+#[must_use]
+pub fn decode_entry(store_key: &Bytes, value: &Bytes) -> Option<(Bytes, Record)> {
+    Some((key_of(store_key)?, Stored::decode(value).ok()?.record))
+}
+
 /// The key of a store's key; `None` if that is too short to be one.
 pub(crate) fn key_of(store_key: &Bytes) -> Option<Bytes> {
     (store_key.len() > PARTITION_LEN).then(|| store_key.slice(PARTITION_LEN..))
@@ -124,5 +131,8 @@ mod tests {
         assert_eq!(key_of(&key).as_deref(), Some(&b"abc"[..]));
         assert_eq!(key[..2], Partition::of_key(b"abc").number().to_be_bytes());
         assert_eq!(key_of(&Bytes::from_static(b"ab")), None);
+        let entry = Bytes::from(stored().encode());
+        assert_eq!(decode_entry(&key, &entry), Some((Bytes::from_static(b"abc"), stored().record)));
+        assert_eq!(decode_entry(&key, &entry.slice(1..)), None);
     }
 }

@@ -167,6 +167,13 @@ impl<S: Socket> Client<S> {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// The number this client goes by in the records it writes, drawn from its seed. Beside it stands the number of
+    /// the write: 0 for the first put or delete that this client sent, then 1, and so on.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.client_id
+    }
+
     /// The ring.
     #[must_use]
     pub fn ring(&self) -> &Ring {

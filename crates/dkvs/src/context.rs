@@ -16,6 +16,12 @@ impl Context {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// The bytes a server made, for tools that know the protocol; empty when nothing was there to be seen.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Display for Context {
