@@ -6,6 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+/// The workspace's directory.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 /// The path of one of the workspace's binaries, built if it is missing or older than a source. Tests of the whole
 /// workspace have just built it; a second build, with other features, would take its time and its place.
 ///
@@ -15,6 +18,12 @@ pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let directory = binary_directory();
+        let workspace = Path::new(WORKSPACE);
+        let oldest = ["dkvs-server", "dkvs-client"].map(|name| modified(&directory.join(name)));
+        let newest = ["bins", "crates"].map(|sources| newest_source(&workspace.join(sources)));
+        if oldest.into_iter().min().flatten() >= newest.into_iter().max().flatten() {
+            return directory;
+        }
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--package", "dkvs-server", "--package", "dkvs-client"]);
         build.current_dir(workspace);
@@ -36,7 +45,7 @@ pub fn release_binary(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--release", "--package", name]);
     build.args(["--target-dir".as_ref(), directory.parent().expect("target/release")]);
-    build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    build.current_dir(WORKSPACE);
     assert!(build.status().expect("cargo runs").success(), "{name} does not build");
     directory.join(name)
 }

@@ -1,0 +1,395 @@
+//! What a history proves about each key: its writes with their dots, its gets, and how long a damaged disk excuses them.
+//!
+//! # Dots
+//! A write is known by its number; its dots are those under which the runner found it on any disk. There may be none: it
+//! never took effect, or another event on the key replaced it in the same commit. There may be several: a put is executed
+//! once for each coordinator that a client tried ([`Write::attempts`]), and every execution is an event of its own.
+//!
+//! # Damage
+//! Overlapping quorums count copies. A disk that lost some (wiped, restored, cut off before a flush, flipped) makes the
+//! count wrong until the key has been repaired, that is read from all its owners:
+//!
+//! ```text
+//!   n = 3, w = r = 2        X     Y     Z
+//!   put 1, acked by X, Y    1     1     -
+//!   X is wiped              -     1     -      a get from X and Z finds nothing, and may
+//!   get with r = n          1     1     1      now it may not
+//! ```
+//!
+//! [`Key::keeps`] says for two operations whether the second must meet what the first had left. It must when their
+//! quorums overlap, the first precedes the second, and no damage stands between:
+//! - the second does not touch an *unsettled* time of the key: from the damage of an owner's disk until the first
+//!   repair that was called after it;
+//! - what the first left is not *at risk* ([`Key::at_risk`]): since it was called, and until a repair, fewer owners were
+//!   damaged than had to hold it. After the repair all N hold it;
+//! - if the first is a get, no damage fell into it, for an owner might have taken the get's state before the damage and
+//!   been counted after it. (A write may span a damage: its coordinator held it before anybody acknowledged, and a
+//!   coordinator that is damaged acknowledges no more.)
+//!
+//! What it leaves out: pairs given to servers at their start. It also takes every acknowledgement for durable; a level that
+//! may lose some has to report the loss as damage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dkvs_core::servers::ServerIndex;
+use dkvs_core::version::{Dot, VersionVector};
+
+use crate::history::{Action, Damage, History, Micros, Operation, Outcome, ValueId};
+
+/// A history, by key.
+#[derive(Clone, Debug)]
+pub struct Evidence<'a> {
+    /// What it was made from.
+    pub history: &'a History,
+    /// Every key that an operation named.
+    pub keys: BTreeMap<&'a str, Key<'a>>,
+}
+
+/// What happened to one key.
+#[derive(Clone, Debug, Default)]
+pub struct Key<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its writes, in the order of their calls.
+    pub writes: Vec<Write<'a>>,
+    /// Its gets that were answered, in the order of their calls.
+    pub reads: Vec<Read<'a>>,
+    by_number: BTreeMap<ValueId, usize>,
+    by_value: BTreeMap<ValueId, usize>,
+    /// For each n asked for: what damage and repair did to these owners.
+    care: BTreeMap<usize, Care>,
+}
+
+/// A put or delete.
+#[derive(Clone, Debug)]
+pub struct Write<'a> {
+    /// The operation.
+    pub op: &'a Operation,
+    /// Its number.
+    pub number: ValueId,
+    /// The value; `None` for a deletion.
+    pub value: Option<ValueId>,
+    /// The context sent along; `None` for a blind write.
+    pub context: Option<&'a VersionVector>,
+    /// The events that wrote it.
+    pub dots: BTreeSet<Dot>,
+    /// What the client knows of it.
+    pub fate: Fate<'a>,
+}
+
+/// What a client knows of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate<'a> {
+    /// It is acknowledged, with this context.
+    Acknowledged(&'a VersionVector),
+    /// It may take effect now, later or never.
+    Open,
+    /// It has no effect, ever.
+    Failed,
+}
+
+/// A get that was answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Read<'a> {
+    /// The operation.
+    pub op: &'a Operation,
+    /// The siblings shown; `None` for a deletion.
+    pub values: &'a [Option<ValueId>],
+    /// The context returned.
+    pub context: &'a VersionVector,
+}
+
+/// Damage and repair of the owners of a key, for one n.
+#[derive(Clone, Debug, Default)]
+struct Care {
+    damage: Vec<(Micros, ServerIndex)>,
+    /// Reads from all owners that no damage fell into: when called, when returned.
+    repairs: Vec<(Micros, Micros)>,
+    /// From a damage until the repair after it.
+    unsettled: Vec<(Micros, Micros)>,
+}
+
+/// Whether `first` was certainly over when `second` began.
+#[must_use]
+pub fn precedes(first: &Operation, second: &Operation) -> bool {
+    first.returned.is_some_and(|returned| {
+        returned < second.called
+            || (returned == second.called && first.client == second.client && first.id < second.id)
+    })
+}
+
+/// An operation, as violations name it.
+#[must_use]
+pub fn in_words(op: &Operation) -> String {
+    let what = match &op.action {
+        Action::Write { value: Some(_), write, context: Some(_) } => format!("put {write} with a context"),
+        Action::Write { value: Some(_), write, context: None } => format!("put {write}"),
+        Action::Write { value: None, write, context: Some(_) } => format!("delete {write} with a context"),
+        Action::Write { value: None, write, context: None } => format!("delete {write}"),
+        Action::Read => "the get".to_owned(),
+    };
+    let Operation { id, client, key, n, quorum, called, .. } = op;
+    let returned = op.returned.map_or("open".to_owned(), |returned| returned.to_string());
+    format!("{what} (#{id} of client {client}, key {key:?}, {quorum} of {n}, {called}..{returned} µs)")
+}
+
+impl<'a> Evidence<'a> {
+    /// Sorts a history by key.
+    #[must_use]
+    pub fn new(history: &'a History) -> Self {
+        let mut keys: BTreeMap<&str, Key<'a>> = BTreeMap::new();
+        for op in &history.operations {
+            let key = keys.entry(op.key.as_str()).or_default();
+            key.name = &op.key;
+            key.add(op);
+        }
+        for key in keys.values_mut() {
+            key.add_dots(history);
+            let asked: BTreeSet<usize> = key.operations().map(|op| op.n).collect();
+            key.care = asked.into_iter().map(|n| (n, Care::new(history, key, n))).collect();
+        }
+        Self { history, keys }
+    }
+}
+
+impl<'a> Key<'a> {
+    fn add(&mut self, op: &'a Operation) {
+        match (&op.action, &op.outcome) {
+            (Action::Read, Outcome::Read { values, context }) => {
+                self.reads.push(Read { op, values, context });
+            }
+            (
+                Action::Read,
+                Outcome::Pending
+                | Outcome::Written { .. }
+                | Outcome::Failed
+                | Outcome::Unknown
+                | Outcome::Unavailable,
+            ) => {}
+            (&Action::Write { value, write: number, ref context }, outcome) => {
+                let fate = match outcome {
+                    Outcome::Written { context } => Fate::Acknowledged(context),
+                    Outcome::Failed => Fate::Failed,
+                    Outcome::Pending | Outcome::Read { .. } | Outcome::Unknown | Outcome::Unavailable => {
+                        Fate::Open
+                    }
+                };
+                let at = self.writes.len();
+                self.by_number.insert(number, at);
+                self.by_value.extend(value.map(|value| (value, at)));
+                let context = context.as_ref();
+                self.writes.push(Write { op, number, value, context, dots: BTreeSet::new(), fate });
+            }
+        }
+    }
+
+    fn add_dots(&mut self, history: &History) {
+        for (&dot, ops) in history.dots.get(self.name).into_iter().flatten() {
+            for number in ops.iter().filter_map(|op| history.ops.get(op)) {
+                if let Some(&at) = self.by_number.get(number) {
+                    self.writes[at].dots.insert(dot);
+                }
+            }
+        }
+    }
+
+    fn operations(&self) -> impl Iterator<Item = &'a Operation> + '_ {
+        self.writes.iter().map(|write| write.op).chain(self.reads.iter().map(|read| read.op))
+    }
+
+    /// The write with this number.
+    #[must_use]
+    pub fn write(&self, number: ValueId) -> Option<&Write<'a>> {
+        self.by_number.get(&number).map(|&at| &self.writes[at])
+    }
+
+    /// The write of this value.
+    #[must_use]
+    pub fn writer_of(&self, value: ValueId) -> Option<&Write<'a>> {
+        self.by_value.get(&value).map(|&at| &self.writes[at])
+    }
+
+    /// The events through which a get whose context is `seen` can show `value`. A deletion does not say which it is,
+    /// so it may be any that was seen.
+    #[must_use]
+    pub fn bearers(&self, value: Option<ValueId>, seen: &VersionVector) -> Vec<(&Write<'a>, Dot)> {
+        let writes: Vec<&Write<'a>> = match value {
+            Some(value) => self.writer_of(value).into_iter().collect(),
+            None => self.writes.iter().filter(|write| write.value.is_none()).collect(),
+        };
+        let dots = |write: &'_ Write<'a>| write.dots.clone();
+        let pairs = writes.into_iter().flat_map(|write| dots(write).into_iter().map(move |dot| (write, dot)));
+        pairs.filter(|&(_, dot)| seen.covers(dot)).collect()
+    }
+
+    /// Whether the quorum of `second` must meet what `first` left on its own. See the file's head.
+    #[must_use]
+    pub fn keeps(&self, first: &Operation, second: &Operation) -> bool {
+        first.n == second.n
+            && first.quorum + second.quorum > first.n
+            && precedes(first, second)
+            && !self.is_unsettled(second)
+            && !(first.action == Action::Read && self.spans_damage(first))
+            && !self.at_risk(first, second.called)
+    }
+
+    /// Whether what an operation left on its quorum may be gone by the time `until`.
+    #[must_use]
+    pub fn at_risk(&self, op: &Operation, until: Micros) -> bool {
+        self.at_risk_from(op).is_some_and(|from| from <= until)
+    }
+
+    /// When what an operation left on its quorum may first have been gone: as many owners were damaged as had to hold it,
+    /// before a repair gave it to all.
+    #[must_use]
+    pub fn at_risk_from(&self, op: &Operation) -> Option<Micros> {
+        let care = self.care.get(&op.n).filter(|care| !care.damage.is_empty())?;
+        let mut hit = BTreeSet::new();
+        let mut copies = op.quorum;
+        let called_after = |&&(called, _): &&(Micros, Micros)| op.returned.is_some_and(|end| end < called);
+        let mut repairs = care.repairs.iter().filter(called_after).peekable();
+        for &(at, server) in care.damage.iter().filter(|&&(at, _)| op.called <= at) {
+            while repairs.next_if(|&&(_, end)| end < at).is_some() {
+                hit.clear();
+                copies = op.n;
+            }
+            hit.insert(server);
+            if hit.len() >= copies {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// Whether the key was damaged and not repaired at some time while the operation ran.
+    #[must_use]
+    pub fn is_unsettled(&self, op: &Operation) -> bool {
+        let touches =
+            |&(from, to): &(Micros, Micros)| op.called <= to && op.returned.is_none_or(|end| end >= from);
+        self.care.get(&op.n).is_some_and(|care| care.unsettled.iter().any(touches))
+    }
+
+    fn spans_damage(&self, op: &Operation) -> bool {
+        let inside = |&(at, _): &(Micros, ServerIndex)| {
+            op.called <= at && op.returned.is_none_or(|returned| at <= returned)
+        };
+        self.care.get(&op.n).is_some_and(|care| care.damage.iter().any(inside))
+    }
+}
+
+impl Care {
+    fn new(history: &History, key: &Key<'_>, n: usize) -> Self {
+        let owners = history.owners.get(&(key.name.to_owned(), n));
+        let mut damage: Vec<(Micros, ServerIndex)> = history
+            .damage
+            .iter()
+            .filter_map(|damage| damaged(damage, key.name))
+            .filter(|(_, server)| owners.is_none_or(|owners| owners.contains(server)))
+            .collect();
+        damage.sort_unstable();
+
+        let from_all = |op: &Operation| op.quorum == op.n && op.n >= n;
+        let gets = key.reads.iter().filter(|read| from_all(read.op));
+        let gets = gets.filter_map(|read| Some((read.op.called, read.op.returned?)));
+        // The runner's repairs say when they ended; they began after the damage before.
+        let named = history.repaired.iter().map(|&end| {
+            let last = damage.iter().map(|&(at, _)| at).take_while(|&at| at < end).last();
+            (last.map_or(0, |at| at + 1), end)
+        });
+        let clean = |&(called, end): &(Micros, Micros)| damage.iter().all(|&(at, _)| at < called || end < at);
+        let mut repairs: Vec<(Micros, Micros)> = gets.chain(named).filter(clean).collect();
+        repairs.sort_unstable_by_key(|&(called, end)| (end, called));
+
+        let repaired_after = |at: Micros| {
+            repairs
+                .iter()
+                .filter(|&&(called, _)| called > at)
+                .map(|&(_, end)| end)
+                .min()
+                .unwrap_or(Micros::MAX)
+        };
+        let unsettled = damage.iter().map(|&(at, _)| (at, repaired_after(at))).collect();
+        Self { damage, repairs, unsettled }
+    }
+}
+
+/// When and whose disk lost something of a key.
+fn damaged(damage: &Damage, name: &str) -> Option<(Micros, ServerIndex)> {
+    match *damage {
+        Damage::Wiped { server, at }
+        | Damage::Restored { server, at, .. }
+        | Damage::Unflushed { server, at } => Some((at, server)),
+        Damage::Flipped { server, at, ref key } => (key == name).then_some((at, server)),
+    }
+}
+
+impl Write<'_> {
+    /// Whether it was sent without a context.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.context.is_none()
+    }
+
+    /// Whether it is acknowledged.
+    #[must_use]
+    pub fn is_acknowledged(&self) -> bool {
+        match self.fate {
+            Fate::Acknowledged(_) => true,
+            Fate::Open | Fate::Failed => false,
+        }
+    }
+
+    /// How many coordinators executed it, as far as its events tell.
+    #[must_use]
+    pub fn attempts(&self) -> usize {
+        self.dots.iter().map(|dot| dot.actor.incarnation).collect::<BTreeSet<_>>().len()
+    }
+
+    /// When it could last do anything; `None` when there is no such time. An unknown put may be executed any time later,
+    /// and so may what was left of a put that a client had sent to several coordinators.
+    #[must_use]
+    pub fn over(&self) -> Option<Micros> {
+        match self.fate {
+            Fate::Acknowledged(_) if self.attempts() <= 1 => self.op.returned,
+            Fate::Acknowledged(_) | Fate::Open => None,
+            Fate::Failed => Some(self.op.called),
+        }
+    }
+
+    /// Whether the two may have been at work at one time.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let ends_before = |one: &Self, other: &Self| one.over().is_some() && precedes(one.op, other.op);
+        !ends_before(self, other) && !ends_before(other, self)
+    }
+
+    /// Whether it may have taken effect. Without a dot it did only if another event on the key replaced it in the same
+    /// commit.
+    #[must_use]
+    pub fn may_have_happened(&self, key: &Key<'_>) -> bool {
+        let in_one_commit =
+            |other: &Write<'_>| other.number != self.number && !other.dots.is_empty() && self.overlaps(other);
+        self.fate != Fate::Failed && (!self.dots.is_empty() || key.writes.iter().any(in_one_commit))
+    }
+
+    /// Whether it may have replaced `other`: through its context, or without one, if it was not over before `other`
+    /// began.
+    #[must_use]
+    pub fn may_replace(&self, other: &Write<'_>) -> bool {
+        if self.number == other.number || self.fate == Fate::Failed {
+            return false;
+        }
+        match self.context {
+            Some(context) => other.dots.iter().any(|&dot| context.covers(dot)),
+            None => self.over().is_none() || !precedes(self.op, other.op),
+        }
+    }
+}
+
+impl Read<'_> {
+    /// Whether the value is among the siblings shown.
+    #[must_use]
+    pub fn shows(&self, value: Option<ValueId>) -> bool {
+        self.values.contains(&value)
+    }
+}

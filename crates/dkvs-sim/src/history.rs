@@ -1,0 +1,158 @@
+//! What clients asked and heard, and what lay on the disks in the end: all that a checker may know.
+//!
+//! A checker never looks into a running server. It sees operations with the times of their call and return, and
+//! contexts opened to the version vectors they are, so that "this context covers that write" is exact. After the faults
+//! have ended it also sees the records on all disks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dkvs_core::record::{OpId, Record};
+use dkvs_core::servers::ServerIndex;
+use dkvs_core::version::{Dot, VersionVector};
+
+/// Simulated time since the run began, in microseconds.
+pub type Micros = u64;
+
+/// The value of one put; every put of a run writes another. Kept small here whatever was sent.
+pub type ValueId = u64;
+
+/// One operation of one client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Position in the history.
+    pub id: usize,
+    /// Who asked. After an unknown outcome a client goes on under a new number, as the old one may still be at work.
+    pub client: u32,
+    /// The key.
+    pub key: String,
+    /// The quorum asked for.
+    pub n: usize,
+    /// Owners that a get waits for, or a put.
+    pub quorum: usize,
+    /// When it was called.
+    pub called: Micros,
+    /// When it returned; `None` when it had not when the run ended.
+    pub returned: Option<Micros>,
+    /// By when it had promised to return.
+    pub deadline: Micros,
+    /// What was asked.
+    pub action: Action,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write a value (`None`: delete).
+    Write {
+        /// What to write. Deletions have a number of their own too, in `write`.
+        value: Option<ValueId>,
+        /// Number of this write, unique in the run, also for deletions.
+        write: ValueId,
+        /// The context sent along; `None` for a blind write.
+        context: Option<VersionVector>,
+    },
+    /// Read, with all siblings.
+    Read,
+}
+
+/// What a client heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Still under way.
+    Pending,
+    /// The write is acknowledged.
+    Written {
+        /// The context returned.
+        context: VersionVector,
+    },
+    /// The read succeeded.
+    Read {
+        /// All siblings: values, or `None` for deletions. Empty when the key was never written.
+        values: Vec<Option<ValueId>>,
+        /// The context returned; empty when there was nothing to see.
+        context: VersionVector,
+    },
+    /// Certainly without effect.
+    Failed,
+    /// A write that may take effect now, later or never.
+    Unknown,
+    /// A read that was not answered.
+    Unavailable,
+}
+
+/// What happened to disks, which decides what may be lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// A server's disk was emptied.
+    Wiped {
+        /// Whose.
+        server: ServerIndex,
+        /// When.
+        at: Micros,
+    },
+    /// A server's disk went back to what it was earlier.
+    Restored {
+        /// Whose.
+        server: ServerIndex,
+        /// When.
+        at: Micros,
+        /// To the state of this time.
+        back_to: Micros,
+    },
+    /// A power cut took what a server had acknowledged but, as its durability level allows, not yet flushed.
+    Unflushed {
+        /// Whose.
+        server: ServerIndex,
+        /// When.
+        at: Micros,
+    },
+    /// Bits of one stored record flipped.
+    Flipped {
+        /// Whose.
+        server: ServerIndex,
+        /// When.
+        at: Micros,
+        /// Which record.
+        key: String,
+    },
+}
+
+/// The records on one server's disk.
+pub type DiskCensus = BTreeMap<String, Record>;
+
+/// A run, as checkers see it.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// In the order of their calls.
+    pub operations: Vec<Operation>,
+    /// Which client operation wrote under which dot, from all records ever seen on a disk or in a message.
+    pub dots: BTreeMap<String, BTreeMap<Dot, BTreeSet<OpId>>>,
+    /// The write's number behind each client operation.
+    pub ops: BTreeMap<OpId, ValueId>,
+    /// What happened to disks, in the order of time.
+    ///
+    /// The world damages one server's disk only, until `repaired` names a later time; and in a run with damage no
+    /// write asks for fewer than two acknowledgements. So no acknowledged record is ever damaged on more than W - 1
+    /// of its owners. From a damage until the next repair, reads with R < N need not see what the damaged server had
+    /// acknowledged: R + W > N counts copies that are no longer there. Everything must be back after the repair.
+    pub damage: Vec<Damage>,
+    /// When every key had been read with R = N, all reads called after the damage before. In the order of time.
+    pub repaired: Vec<Micros>,
+    /// When the last fault had ended.
+    pub healed: Option<Micros>,
+    /// The disks of all servers at the end, after every key was read with R = N.
+    pub disks: BTreeMap<ServerIndex, DiskCensus>,
+    /// The owners of each key, first to last, for each n used.
+    pub owners: BTreeMap<(String, usize), Vec<ServerIndex>>,
+}
+
+/// A claim that did not hold, in words that name the operations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant's name: its file's.
+    pub invariant: &'static str,
+    /// What was seen, and what was to be expected.
+    pub what: String,
+}

@@ -1,0 +1,48 @@
+//! An acknowledged write that nobody replaced is readable, at all times (G3, and of G1 what a get can tell).
+//!
+//! A get that begins after a put or delete was acknowledged returns it or what replaced it, when R + W > N and both asked
+//! for the same N. So the get's context covers an event of the write; and if its value is not among the siblings, some
+//! other write replaced it: one whose context covers the write, or one without a context, called before the get returned.
+//!
+//! After a damage (a disk wiped, restored, cut off before a flush, or a flipped bit) this is owed for the key's owners from
+//! the first read of the key with R = N that was called after the damage; until then a get may meet the damaged owner and one
+//! that the write had not reached. It is owed for all writes again, but for those whose every copy may have been among the
+//! damaged: W owners or more since the write was called, with no read from all owners between.
+//!
+//! Not checked here: gets that overlap the write; R + W ≤ N; whether what replaced the write may itself be gone (that is
+//! `concurrent_writes_are_never_lost`); writes of which no event was seen, except as such.
+
+use super::Findings;
+use crate::checkers::evidence::{Evidence, Key, Read, Write, in_words};
+
+pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
+    for key in evidence.keys.values() {
+        for write in key.writes.iter().filter(|write| write.is_acknowledged()) {
+            findings.claim(write.may_have_happened(key), || {
+                format!("{} was acknowledged, but no disk ever held it", in_words(write.op))
+            });
+            if write.dots.is_empty() {
+                continue;
+            }
+            for read in key.reads.iter().filter(|read| key.keeps(write.op, read.op)) {
+                findings.claim(knows(read, write), || {
+                    let (get, put) = (in_words(read.op), in_words(write.op));
+                    format!("{get} has not heard of {put}, which was acknowledged before: {read:?}")
+                });
+                findings.claim(read.shows(write.value) || was_replaced(key, read, write), || {
+                    let (get, put) = (in_words(read.op), in_words(write.op));
+                    format!("{get} does not show {put}, and nobody replaced it: {:?}", read.values)
+                });
+            }
+        }
+    }
+}
+
+fn knows(read: &Read<'_>, write: &Write<'_>) -> bool {
+    write.dots.iter().any(|&dot| read.context.covers(dot))
+}
+
+fn was_replaced(key: &Key<'_>, read: &Read<'_>, write: &Write<'_>) -> bool {
+    let in_time = |by: &&Write<'_>| read.op.returned.is_none_or(|returned| by.op.called <= returned);
+    key.writes.iter().filter(in_time).any(|by| by.may_replace(write))
+}

@@ -1,0 +1,220 @@
+//! What a run is like, drawn from its seed: how many servers and clients, which keys and quorums, how slow the network
+//! is in good times, what clients like to do, and which faults strike when.
+//!
+//! Everything that can be chosen is chosen at random for each seed (*swarm testing*, Groce et al. 2012): a run with
+//! nothing but one-way partitions finds what a run with everything at once hides.
+
+use std::time::Duration;
+
+use dkvs_net::EndpointConfig;
+use dkvs_proto::limits::DATAGRAM_LEN_MIN;
+use dkvs_storage::Durability;
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::nemesis::{self, Strike};
+use crate::seed;
+
+/// What may be fixed from outside; the seed decides the rest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Operations before the faults end.
+    pub steps: Option<usize>,
+    /// Servers.
+    pub servers: Option<u16>,
+}
+
+/// One key, and how it is used.
+#[derive(Clone, Debug)]
+pub struct KeyPlan {
+    /// The key.
+    pub name: String,
+    /// Each request picks one of these. A key with several different n is promised no overlap.
+    pub quorums: Vec<QuorumPlan>,
+    /// The only worker that writes it, if there is just one.
+    pub writer: Option<usize>,
+}
+
+/// A quorum for reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuorumPlan {
+    /// Copies.
+    pub n: usize,
+    /// Owners that a read waits for.
+    pub r: usize,
+    /// Owners that a write waits for.
+    pub w: usize,
+}
+
+impl KeyPlan {
+    /// The most copies any request asks for.
+    #[must_use]
+    pub fn n_max(&self) -> usize {
+        self.quorums.iter().map(|quorum| quorum.n).max().unwrap_or(1)
+    }
+}
+
+/// How often clients do what, in proportion.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    /// Gets.
+    pub get: u32,
+    /// Puts and deletes without a context.
+    pub blind: u32,
+    /// Puts and deletes with the context last seen, however old.
+    pub with_context: u32,
+    /// A get, and at once a put with its context.
+    pub update: u32,
+    /// Part of the writes that delete.
+    pub deletes: f64,
+    /// Part of the values that do not fit a datagram.
+    pub large: f64,
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where all of it comes from.
+    pub seed: u64,
+    /// Servers.
+    pub servers: u16,
+    /// Machines with clients.
+    pub client_hosts: u16,
+    /// Workers on each, sharing one client.
+    pub workers_per_host: u16,
+    /// The keys.
+    pub keys: Vec<KeyPlan>,
+    /// What is done with them.
+    pub mix: Mix,
+    /// Operations before the faults end.
+    pub steps: usize,
+    /// Mean pause of a worker between operations.
+    pub think: Duration,
+    /// How long the faults last, if no operation takes any time.
+    pub chaos: Duration,
+    /// Time an operation may take.
+    pub timeout: Duration,
+    /// How durable servers make what they acknowledge.
+    pub durability: Durability,
+    /// How much a power cut may take with [`Durability::Interval`].
+    pub flush_interval: Duration,
+    /// The transport of servers and clients.
+    pub endpoint: EndpointConfig,
+    /// Latency of the network, least and most. Most datagrams take a fifth of the way between.
+    pub latency: (Duration, Duration),
+    /// Whether disks may be damaged. Then every write asks for at least two acknowledgements.
+    pub damage: bool,
+    /// The faults, in the order in which they strike.
+    pub strikes: Vec<Strike>,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    #[must_use]
+    pub fn of(seed: u64, wishes: Wishes) -> Self {
+        let mut random = seed::random(seed, "plan", 0);
+        let random = &mut random;
+        let servers = random.random_range(3..=7);
+        let servers = wishes.servers.unwrap_or(servers).max(1);
+        let damage = servers >= 3 && random.random_bool(0.4);
+        let client_hosts = random.random_range(1..=3);
+        let workers_per_host = random.random_range(1..=3);
+        let workers = usize::from(client_hosts * workers_per_host);
+        let keys =
+            (0..random.random_range(1..=6)).map(|i| key(i, servers, workers, damage, random)).collect();
+        let durability = match random.random_range(0..10) {
+            0..=6 => Durability::Fsync,
+            7 | 8 => Durability::Interval,
+            _ => Durability::Memory,
+        };
+        let latency_min = Duration::from_millis(random.random_range(0..=2));
+        let latency_max = latency_min + Duration::from_millis(*pick(&[2, 5, 10, 50, 200], random));
+        let steps = random.random_range(50..=500);
+        let steps = wishes.steps.unwrap_or(steps);
+        // A timeout that the network in good times can miss would only test the timeout.
+        let timeout = Duration::from_millis(*pick(&[300, 1_000, 1_000, 3_000], random)).max(latency_max * 15);
+        let chaos = Duration::from_secs(*pick(&[3, 10, 30], random));
+        let per_worker = steps.div_ceil(workers).max(1);
+        let mut plan = Self {
+            seed,
+            servers,
+            client_hosts,
+            workers_per_host,
+            keys,
+            mix: mix(random),
+            steps,
+            think: chaos / u32::try_from(per_worker).unwrap_or(u32::MAX),
+            timeout,
+            chaos,
+            durability,
+            flush_interval: Duration::from_millis(*pick(&[50, 500], random)),
+            endpoint: endpoint(random),
+            latency: (latency_min, latency_max),
+            damage,
+            strikes: Vec::new(),
+        };
+        plan.strikes = nemesis::plan(&plan, &mut seed::random(seed, "nemesis", 0));
+        plan
+    }
+
+    /// When the faults end at the latest: operations that time out take longer than planned.
+    #[must_use]
+    pub fn chaos_max(&self) -> Duration {
+        self.chaos * 2
+    }
+
+    /// Workers on all hosts.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        usize::from(self.client_hosts * self.workers_per_host)
+    }
+}
+
+pub(crate) fn pick<'a, A>(choices: &'a [A], random: &mut StdRng) -> &'a A {
+    &choices[random.random_range(0..choices.len())]
+}
+
+fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut StdRng) -> KeyPlan {
+    let servers = usize::from(servers);
+    // In a run with damage one disk may go at any time: what is acknowledged must be on two.
+    let w_min = if damage { 2.min(servers) } else { 1 };
+    let n =
+        if random.random_bool(0.7) { 3.min(servers) } else { random.random_range(w_min..=servers.min(5)) };
+    let quorum = |n: usize, random: &mut StdRng| QuorumPlan {
+        n,
+        r: random.random_range(1..=n),
+        w: random.random_range(w_min.min(n)..=n),
+    };
+    let majority = QuorumPlan { n, r: n / 2 + 1, w: (n / 2 + 1).max(w_min.min(n)) };
+    let quorums = match random.random_range(0..10) {
+        0..=5 => vec![majority],
+        6 | 7 => vec![quorum(n, random)],
+        8 => (0..3).map(|_| quorum(n, random)).collect(),
+        _ => (0..3).map(|_| quorum(random.random_range(w_min..=servers.min(5)), random)).collect(),
+    };
+    let writer = random.random_bool(0.2).then(|| random.random_range(0..workers));
+    KeyPlan { name: format!("key-{number}"), quorums, writer }
+}
+
+/// Small datagrams send more by stream, small queues lose more on this side.
+fn endpoint(random: &mut StdRng) -> EndpointConfig {
+    let default = EndpointConfig::default();
+    EndpointConfig {
+        datagram_len_max: *pick(&[default.datagram_len_max, DATAGRAM_LEN_MIN], random),
+        requests_max: *pick(&[default.requests_max, 64], random),
+        outbox_len_max: *pick(&[default.outbox_len_max, 64], random),
+        retransmit_min: Duration::from_millis(*pick(&[10, 25, 50], random)),
+        ..default
+    }
+}
+
+fn mix(random: &mut StdRng) -> Mix {
+    Mix {
+        get: random.random_range(1..=6),
+        blind: random.random_range(0..=3),
+        with_context: random.random_range(0..=3),
+        update: random.random_range(1..=4),
+        deletes: *pick(&[0.0, 0.1, 0.3], random),
+        large: *pick(&[0.0, 0.0, 0.05, 0.3], random),
+    }
+}

@@ -1,0 +1,85 @@
+//! Writes the history: what clients asked and heard, and which dots were seen on disks.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use dkvs_core::record::{OpId, Record};
+
+use crate::history::{Damage, History, Micros, Operation, Outcome, ValueId};
+
+/// The history of the run under way. Shared by clients, disks and the runner.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    history: History,
+    clients: u32,
+    writes: ValueId,
+}
+
+impl Recorder {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client number nobody has.
+    pub(crate) fn new_client(&self) -> u32 {
+        let mut state = self.state();
+        state.clients += 1;
+        state.clients
+    }
+
+    /// A write number nobody has.
+    pub(crate) fn new_write(&self) -> ValueId {
+        let mut state = self.state();
+        state.writes += 1;
+        state.writes
+    }
+
+    /// An operation is called. Its `id` is set here, and returned.
+    pub(crate) fn called(&self, operation: Operation) -> usize {
+        let mut state = self.state();
+        let id = state.history.operations.len();
+        state.history.operations.push(Operation { id, ..operation });
+        id
+    }
+
+    /// Which write an operation of the real client stands for.
+    pub(crate) fn wrote(&self, op: OpId, write: ValueId) {
+        self.state().history.ops.insert(op, write);
+    }
+
+    /// An operation has returned.
+    pub(crate) fn returned(&self, id: usize, at: Micros, outcome: Outcome) {
+        let operation = &mut self.state().history.operations[id];
+        operation.returned = Some(at);
+        operation.outcome = outcome;
+    }
+
+    /// A record was written to some disk.
+    pub(crate) fn seen(&self, key: &Bytes, record: &Record) {
+        let mut state = self.state();
+        let dots = state.history.dots.entry(String::from_utf8_lossy(key).into_owned()).or_default();
+        for sibling in record.siblings() {
+            dots.entry(sibling.dot).or_default().insert(sibling.write.op);
+        }
+    }
+
+    /// Something happened to a disk.
+    pub(crate) fn damaged(&self, damage: Damage) {
+        self.state().history.damage.push(damage);
+    }
+
+    /// Looks at the history, or adds to it.
+    pub(crate) fn with<A>(&self, look: impl FnOnce(&mut History) -> A) -> A {
+        look(&mut self.state().history)
+    }
+
+    /// The history so far; the recorder starts anew.
+    pub(crate) fn take(&self) -> History {
+        std::mem::take(&mut self.state().history)
+    }
+}

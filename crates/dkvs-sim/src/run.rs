@@ -1,0 +1,340 @@
+//! One seed from start to end.
+//!
+//! ```text
+//!   0         chaos: clients at work, faults striking            until the clients have made their steps
+//!   healed    all faults end for good; servers that are down or poisoned start
+//!   settled   SETTLE later: from here on every operation must succeed
+//!   calm      clients finish; the auditor reads every key with R = N
+//!   end       the disks are read; the invariants are asked
+//! ```
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::Once;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use dkvs_core::ring::Ring;
+use dkvs_core::servers::{ServerEntry, ServerList, ServerName};
+use tokio::sync::Notify;
+use turmoil::Sim;
+
+use crate::clock::SkewedClock;
+use crate::disk::Disk;
+use crate::history::{Action, History, Outcome, Violation};
+use crate::invariants;
+use crate::plan::{Plan, Wishes};
+use crate::recorder::Recorder;
+use crate::seed;
+use crate::shared::{PORT, ServerParts, Shared};
+use crate::trace::{Trace, micros};
+use crate::weather::Weather;
+use crate::world::World;
+use crate::{server, workload};
+
+/// Simulated time moves by this much at once.
+const TICK: Duration = Duration::from_millis(1);
+
+/// After this time without faults every operation must succeed. Clients pass over servers that were silent lately for
+/// 5 s; nothing else lingers longer.
+pub const SETTLE: Duration = Duration::from_secs(5);
+
+/// Time for calm operations, after which clients are asked to finish.
+const CALM: Duration = Duration::from_secs(2);
+
+/// Within this time after they were asked to, clients have finished and the auditor has read everything.
+const WIND_UP: Duration = Duration::from_secs(30);
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The fingerprint of everything that happened.
+    pub hash: u64,
+    /// Events in it.
+    pub events: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// What clients asked and heard.
+    pub history: History,
+    /// What should not have been.
+    pub violations: Vec<Violation>,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(seed: u64, wishes: Wishes, shown: bool) -> Report {
+    run_plan(Plan::of(seed, wishes), shown)
+}
+
+/// Runs a plan.
+#[must_use]
+pub fn run_plan(plan: Plan, shown: bool) -> Report {
+    watch_panics();
+    PANICS.take();
+    let seed = plan.seed;
+    let trace = Arc::new(Trace::new(shown));
+    let recorder = Arc::new(Recorder::default());
+    let ran = catch_unwind(AssertUnwindSafe(|| Run::new(plan, trace.clone(), recorder.clone()).finish()));
+    let (simulated, mut violations) = match ran {
+        Ok(ended) => ended,
+        Err(_) => (Duration::ZERO, vec![]),
+    };
+    let panics = PANICS.take();
+    violations.extend(panics.into_iter().map(|what| Violation { invariant: "no_panic", what }));
+    let history = recorder.take();
+    violations.extend(progress(&history));
+    violations.extend(invariants::check(&history));
+    Report { seed, hash: trace.hash(), events: trace.events(), simulated, history, violations }
+}
+
+struct Run {
+    world: World,
+    shared: Arc<Shared>,
+    violations: Vec<Violation>,
+}
+
+impl Run {
+    fn new(plan: Plan, trace: Arc<Trace>, recorder: Arc<Recorder>) -> Self {
+        trace.note(0, format_args!("{plan:?}"));
+        let mut sim = turmoil::Builder::new()
+            .epoch(SystemTime::UNIX_EPOCH)
+            .simulation_duration(Duration::from_secs(24 * 3_600))
+            .tick_duration(TICK)
+            .min_message_latency(plan.latency.0)
+            .max_message_latency(plan.latency.1)
+            .tcp_capacity(4_096)
+            .udp_capacity(4_096)
+            .enable_random_order()
+            .rng_seed(seed::derive(plan.seed, "turmoil", 0))
+            .build();
+        let servers = usize::from(plan.servers);
+        let clients = usize::from(plan.client_hosts);
+        let auditor = servers + clients;
+        let name = |host: usize| match host {
+            host if host < servers => format!("server-{host}"),
+            host if host < auditor => format!("client-{}", host - servers),
+            _ => "auditor".into(),
+        };
+        let ips: Vec<IpAddr> = (0..=auditor).map(|host| sim.lookup(name(host))).collect();
+        let shared = Arc::new(shared(plan, ips, trace, recorder));
+        for host in 0..=auditor {
+            let shared = shared.clone();
+            register(&mut sim, &name(host), move || {
+                let (shared, clients_start) = (shared.clone(), servers);
+                async move {
+                    if host < clients_start {
+                        let me = shared.ring.servers().indices().nth(host).ok_or("no such server")?;
+                        server::run(shared, me).await
+                    } else if host < auditor {
+                        workload::run(shared, host).await
+                    } else {
+                        workload::audit(shared, host).await
+                    }
+                }
+            });
+        }
+        Self { world: World::new(sim, shared.clone()), shared, violations: Vec::new() }
+    }
+
+    fn finish(mut self) -> (Duration, Vec<Violation>) {
+        let is_quiet = self.chaos() && self.calm();
+        if is_quiet {
+            self.census();
+        }
+        (self.world.sim.elapsed(), self.violations)
+    }
+
+    /// One step of time; `false` when a machine's program ended with an error, which it never should.
+    fn step(&mut self) -> bool {
+        self.world.tend();
+        match self.world.sim.step() {
+            Ok(_) => true,
+            Err(error) => {
+                let what = error.to_string();
+                self.violations.push(Violation { invariant: "programs_go_on", what });
+                false
+            }
+        }
+    }
+
+    fn steps(&mut self, duration: Duration) -> bool {
+        let end = self.world.sim.elapsed() + duration;
+        while self.world.sim.elapsed() < end {
+            if !self.step() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn chaos(&mut self) -> bool {
+        let mut strikes = self.shared.plan.strikes.clone().into_iter().peekable();
+        while self.shared.steps.load(Ordering::Relaxed) < self.shared.plan.steps
+            && self.world.sim.elapsed() < self.shared.plan.chaos_max()
+        {
+            while let Some(strike) = strikes.next_if(|strike| strike.at <= self.world.sim.elapsed()) {
+                self.world.strike(strike);
+            }
+            if !self.step() {
+                return false;
+            }
+        }
+        self.world.heal();
+        let healed = self.world.now();
+        self.shared.recorder.with(|history| history.healed = Some(healed));
+        self.shared.healed.store(true, Ordering::Relaxed);
+        true
+    }
+
+    fn calm(&mut self) -> bool {
+        if !self.steps(SETTLE + CALM) {
+            return false;
+        }
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        let workers = self.shared.plan.workers();
+        let all_finished = |shared: &Shared| shared.finished.load(Ordering::Relaxed) >= workers;
+        // What is still under way behind the clients' backs ends by the deadline of their last operation.
+        let (asked, timeout) = (WIND_UP, self.shared.plan.timeout);
+        if !self.wait("clients finish", asked, all_finished) || !self.steps(timeout) {
+            return false;
+        }
+        let sweep = self.shared.sweeps_wanted.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_swept = move |shared: &Shared| shared.sweeps_done.load(Ordering::Relaxed) >= sweep;
+        self.wait("every key can be read with R = N", WIND_UP, is_swept)
+    }
+
+    fn wait(&mut self, what: &str, longest: Duration, is_done: impl Fn(&Shared) -> bool) -> bool {
+        let end = self.world.sim.elapsed() + longest;
+        while !is_done(&self.shared) {
+            if self.world.sim.elapsed() > end {
+                let what = format!("within {longest:?} after all faults have ended, {what}: not so");
+                self.violations.push(Violation { invariant: "progress", what });
+                return false;
+            }
+            if !self.step() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn census(&mut self) {
+        for (server, parts) in self.shared.ring.servers().indices().zip(&self.shared.servers) {
+            let (records, damaged) = parts.disk.census();
+            self.shared.recorder.with(|history| history.disks.insert(server, records));
+            let violation = |key| Violation {
+                invariant: "no_damaged_record_stays",
+                what: format!("{server}'s copy of {key} cannot be read"),
+            };
+            self.violations.extend(damaged.into_iter().map(violation));
+        }
+    }
+}
+
+fn register<F, Fut>(sim: &mut Sim<'static>, name: &str, program: F)
+where
+    F: Fn() -> Fut + 'static,
+    Fut: Future<Output = turmoil::Result> + 'static,
+{
+    sim.host(name, program);
+}
+
+fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorder>) -> Shared {
+    let servers = usize::from(plan.servers);
+    let addresses: Vec<SocketAddr> = ips.iter().take(servers).map(|&ip| SocketAddr::new(ip, PORT)).collect();
+    let entry = |address: &SocketAddr| ServerEntry {
+        name: ServerName::new(&address.ip().to_string(), PORT).expect("an address is a name"),
+        nodes: 16,
+    };
+    let list = ServerList::new(addresses.iter().map(entry).collect()).expect("distinct servers");
+    let ring = Arc::new(Ring::new(list));
+    for key in &plan.keys {
+        for n in key.quorums.iter().map(|quorum| quorum.n).chain([key.n_max()]) {
+            let owners = ring.owners_of_key(key.name.as_bytes(), n).to_vec();
+            recorder.with(|history| history.owners.insert((key.name.clone(), n), owners));
+        }
+    }
+    let part = |server: usize| ServerParts {
+        disk: Disk::new(
+            &format!("server-{server}"),
+            plan.flush_interval,
+            seed::random(plan.seed, "disk", server as u64),
+            recorder.clone(),
+            trace.clone(),
+        ),
+        clock: Arc::new(SkewedClock::default()),
+        wake: Notify::new(),
+        stop: Default::default(),
+        starts: Default::default(),
+    };
+    Shared {
+        servers: (0..servers).map(part).collect(),
+        weather: Arc::new(Weather::new(seed::random(plan.seed, "weather", 0))),
+        ring,
+        addresses,
+        ips,
+        trace,
+        recorder,
+        plan,
+        steps: Default::default(),
+        healed: Default::default(),
+        stopping: Default::default(),
+        finished: Default::default(),
+        sweeps_wanted: Default::default(),
+        sweeps_done: Default::default(),
+    }
+}
+
+/// Once the faults are over and things have settled, everything succeeds.
+fn progress(history: &History) -> Vec<Violation> {
+    let Some(healed) = history.healed else { return Vec::new() };
+    let settled = healed + micros(SETTLE);
+    let failed = history.operations.iter().filter(|operation| {
+        operation.called > settled
+            && match operation.outcome {
+                Outcome::Written { .. } | Outcome::Read { .. } => false,
+                Outcome::Pending | Outcome::Failed | Outcome::Unknown | Outcome::Unavailable => true,
+            }
+    });
+    let violation = |operation: &crate::history::Operation| Violation {
+        invariant: "operations_succeed_once_faults_have_ended",
+        what: format!("healed at {healed}: {operation:?}"),
+    };
+    failed.map(violation).collect()
+}
+
+/// Operations of a history by outcome: acknowledged writes, reads, failed, unknown, unavailable.
+#[must_use]
+pub fn tally(history: &History) -> [usize; 5] {
+    let mut tally = [0; 5];
+    for operation in &history.operations {
+        match (&operation.action, &operation.outcome) {
+            (Action::Write { .. } | Action::Read, Outcome::Written { .. }) => tally[0] += 1,
+            (_, Outcome::Read { .. }) => tally[1] += 1,
+            (_, Outcome::Failed) => tally[2] += 1,
+            (_, Outcome::Unknown) => tally[3] += 1,
+            (_, Outcome::Unavailable | Outcome::Pending) => tally[4] += 1,
+        }
+    }
+    tally
+}
+
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes every panic of a thread, also of tasks whose end nobody looks at.
+fn watch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.with_borrow_mut(|panics| panics.push(info.to_string()));
+            before(info);
+        }));
+    });
+}

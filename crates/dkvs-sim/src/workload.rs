@@ -1,0 +1,106 @@
+//! What clients do: workers that read and write a few keys at random, and an auditor that reads them all.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::time::sleep;
+
+use crate::client::{Recorded, Worker};
+use crate::plan::{KeyPlan, Mix, QuorumPlan, pick};
+use crate::seed;
+use crate::shared::{Host, Shared};
+use crate::trace::now;
+
+/// Mean pause of a worker once the faults have ended.
+const CALM_THINK: Duration = Duration::from_millis(400);
+
+/// Pause of the auditor between looks, and before it asks again.
+const AUDITOR_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the auditor waits for one answer.
+const AUDITOR_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// All workers of one machine.
+pub(crate) async fn run(shared: Arc<Shared>, host: Host) -> turmoil::Result {
+    let recorded = Recorded::start(shared.clone(), host).await?;
+    let first = (host - usize::from(shared.plan.servers)) * usize::from(shared.plan.workers_per_host);
+    let workers = (first..first + usize::from(shared.plan.workers_per_host))
+        .map(|index| work(shared.clone(), Worker::new(recorded.clone()), index));
+    futures::future::join_all(workers).await;
+    Ok(())
+}
+
+async fn work(shared: Arc<Shared>, mut worker: Worker, index: usize) {
+    let mut random = seed::random(shared.plan.seed, "worker", index as u64);
+    while !shared.is_stopping() {
+        let think = if shared.is_healed() { CALM_THINK } else { shared.plan.think };
+        sleep(think.mul_f64(random.random_range(0.0..2.0))).await;
+        let chaos_is_over = shared.steps.load(Ordering::Relaxed) >= shared.plan.steps;
+        if shared.is_stopping() || (chaos_is_over && !shared.is_healed()) {
+            continue;
+        }
+        shared.steps.fetch_add(1, Ordering::Relaxed);
+        act(&shared, &mut worker, index, &mut random).await;
+    }
+    shared.finished.fetch_add(1, Ordering::Relaxed);
+}
+
+async fn act(shared: &Shared, worker: &mut Worker, index: usize, random: &mut StdRng) {
+    let plan = &shared.plan;
+    let key = pick(&plan.keys, random);
+    let quorum = *pick(&key.quorums, random);
+    // What nobody but its writer writes, others read.
+    let may_write = key.writer.is_none_or(|writer| writer == index);
+    let Mix { get, blind, with_context, update, .. } = plan.mix;
+    let choice = random.random_range(0..get + blind + with_context + update);
+    if choice < get || !may_write {
+        worker.get(key, quorum, plan.timeout).await;
+    } else if choice < get + blind {
+        let len = value_len(&plan.mix, random);
+        worker.write(key, quorum, plan.timeout, None, len).await;
+    } else {
+        let is_update = choice >= get + blind + with_context;
+        if is_update && !worker.get(key, quorum, plan.timeout).await {
+            return;
+        }
+        let len = value_len(&plan.mix, random);
+        worker.write(key, quorum, plan.timeout, worker.seen(key), len).await;
+    }
+}
+
+/// The length of a new value; `None` to delete.
+fn value_len(mix: &Mix, random: &mut StdRng) -> Option<usize> {
+    if random.random_bool(mix.deletes) {
+        None
+    } else if random.random_bool(mix.large) {
+        Some(random.random_range(1_000..40_000))
+    } else {
+        Some(random.random_range(0..100))
+    }
+}
+
+/// The auditor reads every key with R = N whenever it is asked to, again and again until that has worked.
+pub(crate) async fn audit(shared: Arc<Shared>, host: Host) -> turmoil::Result {
+    let mut worker = Worker::new(Recorded::start(shared.clone(), host).await?);
+    loop {
+        sleep(AUDITOR_PAUSE).await;
+        let wanted = shared.sweeps_wanted.load(Ordering::Relaxed);
+        if wanted > shared.sweeps_done.load(Ordering::Relaxed) {
+            for key in &shared.plan.keys {
+                while !worker.get(key, all_of(key), AUDITOR_TIMEOUT).await {
+                    sleep(AUDITOR_PAUSE).await;
+                }
+            }
+            shared.trace.note(now(), format_args!("sweep {wanted} done"));
+            shared.sweeps_done.store(wanted, Ordering::Relaxed);
+        }
+    }
+}
+
+fn all_of(key: &KeyPlan) -> QuorumPlan {
+    let n = key.n_max();
+    QuorumPlan { n, r: n, w: n }
+}

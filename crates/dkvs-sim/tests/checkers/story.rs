@@ -1,0 +1,302 @@
+//! Histories that read like stories.
+//!
+//! ```text
+//!   Story::of("two puts side by side")
+//!       .put(1).dot("A1")                        put 1, blind, acknowledged by 2 of 3, as event A1
+//!       .put(2).dot("B1").seeing("A1")           put 2 with the context {A1}
+//!       .get("2", "A1 B1")                       shows value 2 with the context {A1, B1}
+//!       .get("1 x", "A1 C1").quorum(3)           shows value 1 and a deletion; R = 3
+//!       .everywhere("A1 B1", "B1")               in the end all owners know A1 and B1, and hold B1's value
+//! ```
+//! What a call adds comes after all before it; `at` moves the last operation to another time. Times are in milliseconds,
+//! servers A, B, C are 0, 1, 2, and an event's letter is its coordinator.
+
+use std::fmt;
+
+use bytes::Bytes;
+use dkvs_core::hlc::Hlc;
+use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
+use dkvs_core::servers::ServerIndex;
+use dkvs_core::version::{Actor, Dot, VersionVector};
+use dkvs_sim::history::{Action, Damage, History, Operation, Outcome, ValueId};
+use dkvs_sim::invariants;
+
+#[derive(Clone)]
+pub(crate) struct Story {
+    title: &'static str,
+    history: History,
+    key: String,
+    now: u64,
+    /// Whether the context of the last put was given.
+    told: bool,
+}
+
+fn dot(text: &str) -> Dot {
+    let (actor, counter) = text.split_at(1);
+    let incarnation = u64::from(actor.as_bytes()[0]);
+    Dot { actor: Actor { incarnation, epoch: 1 }, counter: counter.parse().expect("a dot such as A1") }
+}
+
+fn dots(text: &str) -> impl Iterator<Item = Dot> {
+    text.split_whitespace().map(dot)
+}
+
+fn op_id(number: ValueId) -> OpId {
+    OpId { client: 0, sequence: number }
+}
+
+fn server(letter: char) -> ServerIndex {
+    ServerIndex::new(u16::try_from(u32::from(letter) - u32::from('A')).expect("a letter from A"))
+}
+
+impl Story {
+    pub(crate) fn of(title: &'static str) -> Self {
+        let history = History::default();
+        Self { title, history, key: "k".into(), now: 0, told: true }
+    }
+
+    /// What follows is about another key.
+    pub(crate) fn on(mut self, key: &str) -> Self {
+        self.key = key.into();
+        self
+    }
+
+    // ---------------------------------------------------------------------------------------- operations
+
+    pub(crate) fn put(self, number: ValueId) -> Self {
+        let action = Action::Write { value: Some(number), write: number, context: None };
+        self.add(action, Outcome::Written { context: VersionVector::new() })
+    }
+
+    pub(crate) fn delete(self, number: ValueId) -> Self {
+        let action = Action::Write { value: None, write: number, context: None };
+        self.add(action, Outcome::Written { context: VersionVector::new() })
+    }
+
+    /// Shows these values, `x` for a deletion, with this context.
+    pub(crate) fn get(self, shown: &str, seen: &str) -> Self {
+        let value = |word: &str| (word != "x").then(|| word.parse().expect("a value's number or x"));
+        let values = shown.split_whitespace().map(value).collect();
+        self.add(Action::Read, Outcome::Read { values, context: dots(seen).collect() })
+    }
+
+    fn add(mut self, action: Action, outcome: Outcome) -> Self {
+        self.now += 10;
+        let called = self.now * 1_000;
+        let returned = Some(called + 5_000);
+        let id = self.history.operations.len();
+        let key = self.key.clone();
+        let deadline = called + 1_000_000;
+        let op =
+            Operation { id, client: 1, key, n: 3, quorum: 2, called, returned, deadline, action, outcome };
+        self.history.operations.push(op);
+        self.told = false;
+        self
+    }
+
+    fn last(&mut self) -> &mut Operation {
+        self.history.operations.last_mut().expect("an operation first")
+    }
+
+    fn last_write(&mut self) -> (ValueId, &mut Option<VersionVector>) {
+        match &mut self.last().action {
+            Action::Write { write, context, .. } => (*write, context),
+            Action::Read => panic!("the last operation is a get"),
+        }
+    }
+
+    /// The events of the last put. Unless said otherwise, the context it returned is the one sent and these.
+    pub(crate) fn dot(mut self, text: &str) -> Self {
+        let (number, _) = self.last_write();
+        self.history.ops.insert(op_id(number), number);
+        let key = self.last().key.clone();
+        let of_key = self.history.dots.entry(key).or_default();
+        for dot in dots(text) {
+            of_key.entry(dot).or_default().insert(op_id(number));
+        }
+        self.learn(text)
+    }
+
+    /// The context sent with the last put.
+    pub(crate) fn seeing(mut self, text: &str) -> Self {
+        *self.last_write().1 = Some(dots(text).collect());
+        self.learn(text)
+    }
+
+    fn learn(mut self, text: &str) -> Self {
+        let told = self.told;
+        if let Outcome::Written { context } = &mut self.last().outcome
+            && !told
+        {
+            dots(text).for_each(|dot| context.add(dot));
+        }
+        self
+    }
+
+    /// The context that the last put returned.
+    pub(crate) fn returning(mut self, text: &str) -> Self {
+        self.last().outcome = Outcome::Written { context: dots(text).collect() };
+        self.told = true;
+        self
+    }
+
+    /// Its client never heard of it.
+    pub(crate) fn unknown(mut self) -> Self {
+        self.last().outcome = Outcome::Unknown;
+        self
+    }
+
+    pub(crate) fn failed(mut self) -> Self {
+        self.last().outcome = Outcome::Failed;
+        self
+    }
+
+    pub(crate) fn pending(mut self) -> Self {
+        self.last().outcome = Outcome::Pending;
+        self.last().returned = None;
+        self
+    }
+
+    /// Its W or R.
+    pub(crate) fn quorum(mut self, quorum: usize) -> Self {
+        self.last().quorum = quorum;
+        self
+    }
+
+    pub(crate) fn n(mut self, n: usize) -> Self {
+        self.last().n = n;
+        self
+    }
+
+    pub(crate) fn by(mut self, client: u32) -> Self {
+        self.last().client = client;
+        self
+    }
+
+    /// When it was called and returned.
+    pub(crate) fn at(mut self, called: u64, returned: u64) -> Self {
+        self.now = self.now.max(called).max(returned);
+        self.last().called = called * 1_000;
+        self.last().returned = Some(returned * 1_000);
+        self
+    }
+
+    pub(crate) fn deadline(mut self, at: u64) -> Self {
+        self.last().deadline = at * 1_000;
+        self
+    }
+
+    // --------------------------------------------------------------------------------------------- disks
+
+    /// A record with this event, of this write, was seen on a disk.
+    pub(crate) fn seen(mut self, event: &str, number: ValueId) -> Self {
+        let of_key = self.history.dots.entry(self.key.clone()).or_default();
+        of_key.entry(dot(event)).or_default().insert(op_id(number));
+        self
+    }
+
+    fn damage(mut self, damage: impl FnOnce(u64) -> Damage) -> Self {
+        self.now += 10;
+        self.history.damage.push(damage(self.now * 1_000));
+        self
+    }
+
+    pub(crate) fn wipe(self, letter: char) -> Self {
+        self.damage(|at| Damage::Wiped { server: server(letter), at })
+    }
+
+    pub(crate) fn restore(self, letter: char, back_to: u64) -> Self {
+        self.damage(|at| Damage::Restored { server: server(letter), at, back_to: back_to * 1_000 })
+    }
+
+    pub(crate) fn flip(self, letter: char, key: &str) -> Self {
+        self.damage(|at| Damage::Flipped { server: server(letter), at, key: key.into() })
+    }
+
+    /// The runner has read every key from all owners.
+    pub(crate) fn repaired(mut self) -> Self {
+        self.now += 10;
+        self.history.repaired.push(self.now * 1_000);
+        self
+    }
+
+    pub(crate) fn healed(mut self) -> Self {
+        self.now += 10;
+        self.history.healed = Some(self.now * 1_000);
+        self
+    }
+
+    /// In the end this server's disk knows these events and holds the values of those.
+    pub(crate) fn disk(mut self, letter: char, known: &str, alive: &str) -> Self {
+        let siblings = dots(alive).map(|dot| self.sibling(dot)).collect();
+        let record = Record::from_parts(dots(known).collect(), siblings).expect("no event twice");
+        self.history.disks.entry(server(letter)).or_default().insert(self.key.clone(), record);
+        self
+    }
+
+    /// In the end all owners' disks do.
+    pub(crate) fn everywhere(self, known: &str, alive: &str) -> Self {
+        ['A', 'B', 'C'].into_iter().fold(self, |story, letter| story.disk(letter, known, alive))
+    }
+
+    fn sibling(&self, dot: Dot) -> Sibling {
+        let op = self.history.dots.get(&self.key).and_then(|dots| dots.get(&dot)?.first().copied());
+        let op = op.unwrap_or(op_id(999));
+        let deletes = |other: &Operation| match other.action {
+            Action::Write { value, write, .. } => value.is_none() && write == op.sequence,
+            Action::Read => false,
+        };
+        let deleted = self.history.operations.iter().any(deletes);
+        let body = if deleted { Body::Tombstone } else { Body::Value(Bytes::new()) };
+        Sibling { dot, write: Write { op, hlc: Hlc::default(), expires: None, body } }
+    }
+
+    // -------------------------------------------------------------------------------------------- verdicts
+
+    pub(crate) fn told(&self) -> History {
+        let mut history = self.history.clone();
+        for op in &self.history.operations {
+            let owners = (0..op.n).filter_map(|at| Some(ServerIndex::new(u16::try_from(at).ok()?)));
+            history.owners.insert((op.key.clone(), op.n), owners.collect());
+        }
+        history
+    }
+
+    /// Nothing is wrong with it, and the invariant has looked at it.
+    #[track_caller]
+    pub(crate) fn keeps(self, invariant: &str) {
+        let findings = invariants::examine(&self.told());
+        for finding in &findings {
+            assert!(finding.violations.is_empty(), "{self}: {:#?}", finding.violations);
+            assert_eq!(finding.undecided, 0, "{self}");
+        }
+        let tested = findings.iter().find(|finding| finding.invariant == invariant).map(|f| f.tested);
+        assert!(tested.is_some_and(|tested| tested > 0), "{self}: {invariant} did not test anything");
+    }
+
+    /// This invariant is broken, and perhaps others.
+    #[track_caller]
+    pub(crate) fn breaks(self, invariant: &str) {
+        let violations = invariants::check(&self.told());
+        assert!(
+            violations.iter().any(|violation| violation.invariant == invariant),
+            "{self}: {violations:#?}"
+        );
+    }
+
+    /// This invariant is broken, and no other.
+    #[track_caller]
+    pub(crate) fn breaks_only(self, invariant: &str) {
+        let violations = invariants::check(&self.told());
+        assert!(
+            violations.iter().all(|violation| violation.invariant == invariant) && !violations.is_empty(),
+            "{self}: {violations:#?}"
+        );
+    }
+}
+
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the story of {}", self.title)
+    }
+}
