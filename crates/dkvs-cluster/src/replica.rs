@@ -125,8 +125,8 @@ impl<T: Store> Replica<T> {
         self.change(|done| Change::Event { key, context, op, body, done }).await
     }
 
-    /// Merges another replica's record. Returns the values held before that it would have had to replace
-    /// and had not heard of; see [`Record::missed_by`].
+    /// Merges another replica's record. Returns what was known here before that a put without a
+    /// context would have had to replace and had not heard of; see [`Record::missed_by`].
     pub(crate) async fn merge(&self, key: Bytes, record: Record) -> Result<Vec<Dot>, ReplicaError> {
         self.change(|done| Change::Merge { key, record, done }).await
     }

@@ -277,17 +277,21 @@ impl Record {
     }
 
     /// What an owner that holds this record tells a coordinator that sends it `sent`: the dots of the values that
-    /// the put had not heard of, and that a put without a context must therefore replace in a second event.
+    /// `sent` has not heard of, and if there are any, the latest dots of everything else it has not heard of. A put
+    /// without a context must then cover all of it in a second event. The values alone would not do: a third owner
+    /// may hold what they had replaced, and have missed that they did.
     ///
     /// Nothing is named when one of the values sent is known here to be replaced: what is here may be what replaced
     /// it, and a put must not undo what came after it.
     #[must_use]
     pub fn missed_by(&self, sent: &Self) -> Vec<Dot> {
+        let mut missed = self.dots_unknown_to(&sent.vv);
         let replaced = |dot| self.vv.covers(dot) && !self.holds(dot);
-        if sent.siblings.iter().any(|sibling| replaced(sibling.dot)) {
+        if missed.is_empty() || sent.siblings.iter().any(|sibling| replaced(sibling.dot)) {
             return Vec::new();
         }
-        self.dots_unknown_to(&sent.vv)
+        missed.extend(self.vv.iter().filter(|&dot| !sent.vv.covers(dot) && !self.holds(dot)));
+        missed
     }
 
     /// What a client that had seen `before` has seen once it knows that its put is event `dot` of this record: the

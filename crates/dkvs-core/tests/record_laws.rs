@@ -330,3 +330,27 @@ fn a_dot_that_is_known_already_is_a_bug_of_the_caller() {
     record.event(&VersionVector::new(), dot, write.clone());
     record.event(&VersionVector::new(), dot, write);
 }
+
+/// `old` was replaced by `new`. The coordinator of a blind put has missed both, one owner has both, another only `old`.
+#[test]
+fn what_a_blind_put_missed_includes_what_that_had_replaced() {
+    let event = |record: &mut Record, context: &VersionVector, incarnation| {
+        let op = OpId { client: incarnation, sequence: 0 };
+        let dot = Dots::new(incarnation, 1).next(record.vv(), None).unwrap();
+        record.event(context, dot, Write { op, hlc: Hlc::default(), expires: None, body: Body::Tombstone });
+        dot
+    };
+    let mut has_old = Record::new();
+    event(&mut has_old, &VersionVector::new(), 1);
+    let mut has_both = has_old.clone();
+    event(&mut has_both, has_old.vv(), 2);
+
+    let mut coordinator = Record::new();
+    let first = event(&mut coordinator, &VersionVector::new(), 3);
+    let mut context = VersionVector::from_iter(has_both.missed_by(&coordinator));
+    context.add(first);
+    let second = event(&mut coordinator, &context, 4);
+    for owner in [&has_old, &has_both] {
+        assert_eq!(dots(&merged(owner, &coordinator)), BTreeSet::from([second]));
+    }
+}

@@ -38,10 +38,10 @@ pub enum ReplicaRequest {
 /// What an owner answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplicaAnswer {
-    /// Merged and durable. Names the values held before that the sent record had not heard of, as
-    /// [`Record::missed_by`] finds them.
+    /// Merged and durable.
     Merged {
-        /// Their dots.
+        /// What the owner knew before and the sent record had not heard of, if there were values among it, as
+        /// [`Record::missed_by`] finds it.
         #[serde(with = "wire::list")]
         missed: Vec<Dot>,
     },

@@ -103,6 +103,7 @@ fn a_value_may_go_through_whatever_replaced_it() {
 fn a_wiped_owner_excuses_gets_until_the_key_is_repaired() {
     let wiped = |title| Story::of(title).put(1).dot("A1").wipe('A');
     wiped("meets the wiped owner and the one that missed it").get("", "").keeps(CLAIM);
+    wiped("and again, as a get from two repairs nothing").get("", "").get("", "").keeps(CLAIM);
     wiped("repaired by a get from all").get("", "").get("1", "A1").quorum(3).get("", "").breaks(CLAIM);
     wiped("repaired by the runner").repaired().get("", "").breaks(CLAIM);
     wiped("a get from all that the damage fell into repairs nothing")
@@ -124,6 +125,11 @@ fn what_was_on_damaged_disks_only_may_be_gone_for_good() {
     twice("both copies").keeps(CLAIM);
     let between = Story::of("repaired in between").put(1).dot("A1").wipe('A').repaired().wipe('B').repaired();
     between.get("", "").breaks(CLAIM);
+    let in_turn = ['A', 'B', 'C'].into_iter().fold(
+        Story::of("all disks, each after the repair of the one before").put(1).dot("A1"),
+        |story, letter| story.wipe(letter).repaired(),
+    );
+    in_turn.get("", "").breaks(CLAIM);
     let same = Story::of("twice the same disk").put(1).dot("A1").wipe('A').wipe('A').repaired();
     same.get("", "").breaks(CLAIM);
 }

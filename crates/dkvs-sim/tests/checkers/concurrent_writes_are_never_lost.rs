@@ -111,6 +111,17 @@ fn writes_that_were_replaced_pass() {
         .get("3", "A3")
         .everywhere("A3", "A3")
         .keeps(CLAIM);
+    Story::of("replaced by the first of two in one commit")
+        .put(1)
+        .dot("A1")
+        .put(2)
+        .at(20, 30)
+        .put(3)
+        .dot("A3")
+        .seeing("")
+        .at(20, 30)
+        .get("3", "A3")
+        .keeps(CLAIM);
     Story::of("one execution of a retried blind put replaced the other, and a third put that")
         .put(1)
         .dot("A1 B1")

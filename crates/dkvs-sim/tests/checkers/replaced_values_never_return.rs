@@ -156,6 +156,14 @@ fn siblings_that_nobody_had_to_replace_pass() {
         .get("1 2", "A1 B1")
         .quorum(3)
         .keeps(CLAIM);
+    Story::of("a blind put, then the second execution of an earlier put")
+        .put(1)
+        .dot("A1 B1")
+        .seeing("")
+        .put(2)
+        .dot("C1")
+        .get("1 2", "A1 B1 C1")
+        .keeps(CLAIM);
     Story::of("a blind put that a third disturbed")
         .put(1)
         .dot("A1")

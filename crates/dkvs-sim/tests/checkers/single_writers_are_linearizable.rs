@@ -46,6 +46,13 @@ fn answers_of_no_register_are_caught() {
         .get("x", "A2")
         .breaks(CLAIM);
     Story::of("a failed put has no effect").put(1).dot("A1").put(2).failed().get("2", "A1").breaks(CLAIM);
+    Story::of("a get in the microsecond of its own put's return")
+        .put(1)
+        .dot("A1")
+        .at(10, 20)
+        .get("", "")
+        .at(20, 25)
+        .breaks(CLAIM);
 }
 
 #[test]
