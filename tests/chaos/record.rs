@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 use dkvs_sim::history::{Action, Micros, Operation, Outcome, ValueId};
 
-use crate::say;
-
 /// Grows while the run goes on.
 pub(crate) struct Record {
     start: Instant,
@@ -111,7 +109,6 @@ impl Record {
     /// Something that must never happen.
     pub(crate) fn trouble(&self, what: impl Display) {
         self.note(format_args!("TROUBLE: {what}"));
-        say(format_args!("chaos: {what}"));
         lock(&self.troubles).push(what.to_string());
     }
 

@@ -20,11 +20,12 @@ use crate::workload::Workload;
 /// After the faults, how soon every server must coordinate requests that need all owners.
 const PROGRESS_MAX: Duration = Duration::from_secs(30);
 /// How soon all owners must agree on everything when it is read.
-const CONVERGENCE_MAX: Duration = Duration::from_secs(120);
+const CONVERGENCE_MAX: Duration = Duration::from_secs(60);
 /// How late this process may be woken is measured this often.
 const LATENESS_PERIOD: Duration = Duration::from_millis(10);
-/// Violations shown; all are in the run's directory.
+/// Violations shown, and how much of each; all of all are in the run's directory.
 const SHOWN_MAX: usize = 20;
+const SHOWN_LEN_MAX: usize = 600;
 
 /// The inner run.
 pub(crate) fn inside(plan: &Plan) -> ExitCode {
@@ -37,7 +38,8 @@ pub(crate) fn inside(plan: &Plan) -> ExitCode {
         Ok(troubles) => {
             let _ = std::fs::write(plan.directory.join("violations"), troubles.join("\n"));
             for trouble in troubles.iter().take(SHOWN_MAX) {
-                say(format_args!("chaos: VIOLATION: {trouble}"));
+                let start: String = trouble.chars().take(SHOWN_LEN_MAX).collect();
+                say(format_args!("chaos: VIOLATION: {start}"));
             }
             say(format_args!("chaos: {} violations", troubles.len()));
             ExitCode::FAILURE

@@ -93,7 +93,10 @@ pub(crate) fn run() -> Ended {
     };
     let server = match std::env::var_os("DKVS_CHAOS_SERVER") {
         Some(path) => PathBuf::from(path),
-        None => release_binary("dkvs-server"),
+        None => {
+            say("chaos: building dkvs-server in release mode, if need be");
+            release_binary("dkvs-server")
+        }
     };
     let directory = match run_directory(seed) {
         Ok(directory) => directory,

@@ -32,8 +32,9 @@ use crate::workload::{AddressedSocket, Value};
 
 /// What one request may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server that did not work is left alone.
+/// How long a server that did not work is left alone, and how long at most when it goes on like that.
 const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Keys read at one time.
 const KEYS_AT_ONCE: usize = 8;
 /// How much later than its deadline a request may return, besides what this process is woken late.
@@ -141,7 +142,8 @@ impl Reader {
 
     async fn settle(&self, key: &str, quorums: Quorums, deadline: Instant) -> Option<(String, End)> {
         let mut seen = Vec::new();
-        while Instant::now() < deadline {
+        let mut pause = PAUSE;
+        loop {
             seen.clear();
             for r in [quorums.n, 1] {
                 for server in 0..SERVERS {
@@ -152,7 +154,11 @@ impl Reader {
             if agreed && seen.len() == 2 * SERVERS {
                 return Some((key.to_owned(), seen.swap_remove(0)));
             }
-            tokio::time::sleep(PAUSE).await;
+            if Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
         self.record.trouble(format_args!("{key:?} did not converge; the servers say {seen:?}"));
         None

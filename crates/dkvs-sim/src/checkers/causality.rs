@@ -39,6 +39,8 @@ pub struct Sight<'a> {
     shown: Shown<'a>,
     /// What the contexts of all covered events cover.
     replaced: VersionVector,
+    /// Whether events are covered that were never seen on a disk.
+    unseen_events: bool,
     /// What the contexts of the writes shown cover.
     replaced_by_shown: VersionVector,
 }
@@ -68,6 +70,7 @@ impl<'a> Sight<'a> {
             key,
             seen,
             shown,
+            unseen_events: key.covers_unseen_events(seen),
             replaced: VersionVector::new(),
             replaced_by_shown: VersionVector::new(),
         };
@@ -151,20 +154,21 @@ impl<'a> Sight<'a> {
 
     fn blind_replacer(&self, write: &Write<'_>) -> bool {
         self.key.writes.iter().any(|by| {
-            by.is_blind()
-                && by.may_replace(write)
-                && (covers_any(self.seen, by) || (by.dots.is_empty() && by.may_have_happened(self.key)))
+            by.is_blind() && by.may_replace(write) && (covers_any(self.seen, by) || self.may_cover_unseen(by))
         })
     }
 
-    /// A write of which no event is known may have had one, see [`Write::may_have_happened`].
     fn hidden_replacer(&self, write: &Write<'_>, dot: Dot) -> bool {
         self.key.writes.iter().any(|by| {
-            by.dots.is_empty()
-                && by.number != write.number
+            by.number != write.number
                 && by.context.is_some_and(|context| context.covers(dot))
-                && by.may_have_happened(self.key)
+                && self.may_cover_unseen(by)
         })
+    }
+
+    /// Whether an event that was covered and never seen on a disk may be of this write.
+    fn may_cover_unseen(&self, write: &Write<'_>) -> bool {
+        self.unseen_events && write.may_have_unseen_events(self.key)
     }
 }
 

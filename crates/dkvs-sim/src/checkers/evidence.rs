@@ -1,9 +1,11 @@
 //! What a history proves about each key: its writes with their dots, its gets, and how long a damaged disk excuses them.
 //!
 //! # Dots
-//! A write is known by its number; its dots are those under which the runner found it on any disk. There may be none: it
-//! never took effect, or another event on the key replaced it in the same commit. There may be several: a put is executed
-//! once for each coordinator that a client tried ([`Write::attempts`]), and every execution is an event of its own.
+//! A write is known by its number; its dots are those under which the runner found it on any disk. There may be several: a
+//! put is executed once for each coordinator that a client tried ([`Write::attempts`]), and every execution is an event of
+//! its own, or two. And some may be missing, when another event on the key replaced it in the same commit, so that it never
+//! lay on a disk. But an actor's events are numbered without gaps: whether a vector covers events that were not seen can be
+//! told ([`Key::covers_unseen_events`]).
 //!
 //! # Damage
 //! Overlapping quorums count copies. A disk that lost some (wiped, restored, cut off before a flush, flipped) makes the
@@ -32,7 +34,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dkvs_core::servers::ServerIndex;
-use dkvs_core::version::{Dot, VersionVector};
+use dkvs_core::version::{Actor, Dot, VersionVector};
 
 use crate::history::{Action, Damage, History, Micros, Operation, Outcome, ValueId};
 
@@ -54,6 +56,8 @@ pub struct Key<'a> {
     pub writes: Vec<Write<'a>>,
     /// Its gets that were answered, in the order of their calls.
     pub reads: Vec<Read<'a>>,
+    /// The counters of the events seen.
+    events: BTreeMap<Actor, BTreeSet<u64>>,
     by_number: BTreeMap<ValueId, usize>,
     by_value: BTreeMap<ValueId, usize>,
     /// For each n asked for: what damage and repair did to these owners.
@@ -185,6 +189,7 @@ impl<'a> Key<'a> {
 
     fn add_dots(&mut self, history: &History) {
         for (&dot, ops) in history.dots.get(self.name).into_iter().flatten() {
+            self.events.entry(dot.actor).or_default().insert(dot.counter);
             for number in ops.iter().filter_map(|op| history.ops.get(op)) {
                 if let Some(&at) = self.by_number.get(number) {
                     self.writes[at].dots.insert(dot);
@@ -207,6 +212,15 @@ impl<'a> Key<'a> {
     #[must_use]
     pub fn writer_of(&self, value: ValueId) -> Option<&Write<'a>> {
         self.by_value.get(&value).map(|&at| &self.writes[at])
+    }
+
+    /// Whether the vector covers events that were never seen on a disk, and so belong to writes unknown.
+    #[must_use]
+    pub fn covers_unseen_events(&self, vv: &VersionVector) -> bool {
+        vv.iter().filter(|last| !last.actor.is_initial()).any(|last| {
+            let seen = self.events.get(&last.actor).map_or(0, |seen| seen.range(..=last.counter).count());
+            (seen as u64) < last.counter
+        })
     }
 
     /// The events through which a get whose context is `seen` can show `value`. A deletion does not say which it is,
@@ -339,10 +353,16 @@ impl Write<'_> {
         }
     }
 
-    /// How many coordinators executed it, as far as its events tell.
+    /// How many coordinators executed it, as far as its events tell, and the context returned: it names the event that was
+    /// acknowledged.
     #[must_use]
     pub fn attempts(&self) -> usize {
-        self.dots.iter().map(|dot| dot.actor.incarnation).collect::<BTreeSet<_>>().len()
+        let seen = self.dots.iter().map(|dot| dot.actor.incarnation).collect::<BTreeSet<_>>().len();
+        let unseen = match self.fate {
+            Fate::Acknowledged(context) => !self.dots.iter().any(|&dot| context.covers(dot)),
+            Fate::Open | Fate::Failed => false,
+        };
+        seen + usize::from(unseen)
     }
 
     /// When it could last do anything; `None` when there is no such time. An unknown put may be executed any time later,
@@ -363,13 +383,18 @@ impl Write<'_> {
         !ends_before(self, other) && !ends_before(other, self)
     }
 
-    /// Whether it may have taken effect. Without a dot it did only if another event on the key replaced it in the same
-    /// commit.
+    /// Whether it may have taken effect.
     #[must_use]
     pub fn may_have_happened(&self, key: &Key<'_>) -> bool {
+        self.fate != Fate::Failed && (!self.dots.is_empty() || self.may_have_unseen_events(key))
+    }
+
+    /// Whether another event on the key may have replaced it in the same commit.
+    #[must_use]
+    pub fn may_have_unseen_events(&self, key: &Key<'_>) -> bool {
         let in_one_commit =
             |other: &Write<'_>| other.number != self.number && !other.dots.is_empty() && self.overlaps(other);
-        self.fate != Fate::Failed && (!self.dots.is_empty() || key.writes.iter().any(in_one_commit))
+        self.fate != Fate::Failed && key.writes.iter().any(in_one_commit)
     }
 
     /// Whether it may have replaced `other`: through its context, or without one, if it was not over before `other`

@@ -1,7 +1,7 @@
 //! An acknowledged write that nobody replaced is readable, at all times (G3, and of G1 what a get can tell).
 //!
 //! A get that begins after a put or delete was acknowledged returns it or what replaced it, when R + W > N and both asked
-//! for the same N. So the get's context covers an event of the write; and if its value is not among the siblings, some
+//! for the same N. So the get's context covers what the write's returned context covers, and an event of the write; and if its value is not among the siblings, some
 //! other write replaced it: one whose context covers the write, or one without a context, called before the get returned.
 //!
 //! After a damage (a disk wiped, restored, cut off before a flush, or a flipped bit) this is owed for the key's owners from
@@ -13,7 +13,7 @@
 //! `concurrent_writes_are_never_lost`); writes of which no event was seen, except as such.
 
 use super::Findings;
-use crate::checkers::evidence::{Evidence, Key, Read, Write, in_words};
+use crate::checkers::evidence::{Evidence, Fate, Key, Read, Write, in_words};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     for key in evidence.keys.values() {
@@ -25,9 +25,9 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
                 continue;
             }
             for read in key.reads.iter().filter(|read| key.keeps(write.op, read.op)) {
-                findings.claim(knows(read, write), || {
+                findings.claim(knows(key, read, write), || {
                     let (get, put) = (in_words(read.op), in_words(write.op));
-                    format!("{get} has not heard of {put}, which was acknowledged before: {read:?}")
+                    format!("{get} has not heard of {put}, only of {:?}", read.context)
                 });
                 findings.claim(read.shows(write.value) || was_replaced(key, read, write), || {
                     let (get, put) = (in_words(read.op), in_words(write.op));
@@ -38,8 +38,15 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     }
 }
 
-fn knows(read: &Read<'_>, write: &Write<'_>) -> bool {
-    write.dots.iter().any(|&dot| read.context.covers(dot))
+/// Whether the get has heard of the write: of all that the context returned names, and of an event of it.
+fn knows(key: &Key<'_>, read: &Read<'_>, write: &Write<'_>) -> bool {
+    let returned = match write.fate {
+        Fate::Acknowledged(returned) => returned,
+        Fate::Open | Fate::Failed => return true,
+    };
+    let seen = || write.dots.iter().any(|&dot| read.context.covers(dot));
+    let unseen = || key.covers_unseen_events(read.context) && write.may_have_unseen_events(key);
+    read.context.descends_from(returned) && (seen() || unseen())
 }
 
 fn was_replaced(key: &Key<'_>, read: &Read<'_>, write: &Write<'_>) -> bool {

@@ -12,8 +12,9 @@
 //! With `replaced_values_never_return` this makes the siblings in the end exactly the maximal writes, for keys written with
 //! contexts.
 //!
-//! Not checked: which of two concurrent blind writes survives, and whether a blind write removed more than it had to. A write
-//! whose event was never seen on a disk may have replaced something in one commit with another write, and is believed to.
+//! Not checked: which of two concurrent blind writes survives, and whether a blind write removed more than it had to. An
+//! event that was covered and never seen on a disk, as another replaced it in the same commit, may have been any write's that
+//! overlapped another, and is believed to have replaced what is missing.
 
 use super::Findings;
 use crate::checkers::causality::{Sight, accounted};

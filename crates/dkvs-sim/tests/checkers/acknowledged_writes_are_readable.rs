@@ -32,6 +32,12 @@ fn a_get_that_has_not_heard_of_an_acknowledged_put_is_caught() {
         .dot("B1")
         .seeing("A1")
         .breaks(CLAIM);
+    Story::of("what the returned context names")
+        .put(1)
+        .dot("A1")
+        .returning("A1 B1")
+        .get("1", "A1")
+        .breaks_only(CLAIM);
     Story::of("an acknowledged put that no disk ever held").put(1).breaks_only(CLAIM);
 }
 
@@ -96,6 +102,19 @@ fn a_value_may_go_through_whatever_replaced_it() {
         .dot("A2")
         .get("1", "A2 B1")
         .keeps(CLAIM);
+    Story::of(
+        "its acknowledged event was replaced in one commit and never seen, another execution comes late",
+    )
+    .put(1)
+    .dot("B1")
+    .seeing("")
+    .returning("A1")
+    .at(10, 30)
+    .put(2)
+    .dot("A2")
+    .at(12, 30)
+    .get("2", "A2")
+    .keeps(CLAIM);
     Story::of("a deletion").put(1).dot("A1").delete(2).dot("A2").get("x", "A2").keeps(CLAIM);
 }
 

@@ -108,6 +108,7 @@ fn writes_that_were_replaced_pass() {
         .put(3)
         .dot("A3")
         .at(20, 30)
+        .returning("A3")
         .get("3", "A3")
         .everywhere("A3", "A3")
         .keeps(CLAIM);

@@ -94,6 +94,7 @@ fn answers_of_a_register_pass() {
     Story::of("a retried put whose first coordinator executes it after the next put")
         .put(1)
         .dot("A1 B1")
+        .returning("B1")
         .put(2)
         .dot("B2")
         .get("2", "B2")
