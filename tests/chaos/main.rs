@@ -22,7 +22,7 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `DKVS_CHAOS_SECONDS` | how long things break | 45 |
+//! | `DKVS_CHAOS_SECONDS` | how long things break | the run is skipped |
 //! | `DKVS_CHAOS_SEED` | which faults, in which order | a new one every time |
 //! | `DKVS_CHAOS_REQUIRE` | if set, not being able to run is a failure | a skip |
 //! | `DKVS_CHAOS_KEEP` | if set, logs and history are kept, until the next run | kept when it failed |

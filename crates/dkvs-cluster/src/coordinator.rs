@@ -233,7 +233,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             Ok(Answer::Client(_) | Answer::Admin(_)) => {
                 Err(OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())))
             }
-            Err(CallError::Overloaded) => Err(OwnerAnswer::Refused(Refusal::Overloaded)),
+            Err(CallError::Overloaded { .. }) => Err(OwnerAnswer::Refused(Refusal::Overloaded)),
             Err(error) => {
                 tracing::debug!(%to, %error, "an owner did not answer");
                 Err(OwnerAnswer::TimedOut)

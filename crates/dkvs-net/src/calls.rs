@@ -47,7 +47,7 @@ impl<S: Socket> Shared<S> {
         let (sender, ended) = oneshot::channel();
         let mut peers = lock(&self.peers);
         if peers.in_flight() >= self.config.calls_max {
-            return Err(CallError::Overloaded);
+            return Err(CallError::Overloaded { repeated: false });
         }
         let (id, frame) = peers.begin(to, frame, sender);
         drop(peers);
@@ -63,15 +63,16 @@ impl<S: Socket> Shared<S> {
     ) -> Result<Answer, CallError> {
         check_len(body)?;
         let mut call = self.begin(to, |id| self.datagram_frame(Frame { kind, id, body }))?;
-        let heard = match call.frame.clone() {
+        let (heard, times_sent) = match call.frame.clone() {
             Some(frame) => self.call_by_datagram(&mut call, frame, patience).await?,
-            None => Heard::UseStream,
+            None => (Heard::UseStream, 0),
         };
         match heard {
             Heard::Answer(kind, body) => read_answer(kind, &body),
-            Heard::Overloaded => Err(CallError::Overloaded),
+            Heard::Overloaded => Err(CallError::Overloaded { repeated: times_sent > 1 }),
             Heard::UseStream => {
-                let stream_call = self.call_by_stream(to, Frame { kind, id: call.id, body });
+                let frame = Frame { kind, id: call.id, body };
+                let stream_call = self.call_by_stream(to, frame, times_sent > 0);
                 timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
             }
         }
@@ -86,14 +87,16 @@ impl<S: Socket> Shared<S> {
         })
     }
 
-    /// Sends the request, again and again with growing pauses, until something ends the call.
+    /// Sends the request, again and again with growing pauses, until something ends the call. Returns also how often it
+    /// was sent, not counting what a challenge had sent again.
     async fn call_by_datagram(
         &self,
         call: &mut Begun<'_, S>,
         frame: Arc<[u8]>,
         patience: Patience,
-    ) -> Result<Heard, CallError> {
+    ) -> Result<(Heard, u32), CallError> {
         let start = Instant::now();
+        let mut times_sent = 1;
         let mut silent_at = patience.silence.map(|silence| start + silence);
         let mut pause = self.config.retransmit_min;
         let mut closed = self.closed.clone();
@@ -103,7 +106,9 @@ impl<S: Socket> Shared<S> {
             let wake_at = [Some(patience.deadline), silent_at, Some(again_at)].into_iter().flatten().min();
             tokio::select! {
                 biased;
-                ended = &mut call.ended => return ended.map_err(|_| CallError::Closed),
+                ended = &mut call.ended => {
+                    return ended.map(|heard| (heard, times_sent)).map_err(|_| CallError::Closed);
+                }
                 _ = closed.wait_for(|closed| *closed) => return Err(CallError::Closed),
                 () = sleep_until(wake_at.unwrap_or(patience.deadline)) => {}
             }
@@ -120,6 +125,7 @@ impl<S: Socket> Shared<S> {
             if now >= again_at {
                 Counters::count(&self.counters.retransmitted);
                 self.push(call.to, frame.clone());
+                times_sent += 1;
                 pause = (pause * 2).min(self.config.retransmit_max);
             }
         }

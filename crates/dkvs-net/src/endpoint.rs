@@ -45,16 +45,20 @@ impl Service for NoService {
 /// Why a call has no answer, by what it says about the request's effects.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// Here or there is too much to do. Nothing was done.
+    /// Here or there is too much to do. Nothing was done, unless the request had been sent more than once: then an
+    /// earlier copy may have been executed, by a server that has restarted since.
     #[error("overloaded")]
-    Overloaded,
+    Overloaded {
+        /// Whether it had been sent more than once.
+        repeated: bool,
+    },
     /// The request is longer than any message may be. Nothing was sent.
     #[error("the request has {len} bytes; at most {BODY_LEN_MAX} can be sent")]
     TooLong {
         /// Bytes of the request.
         len: usize,
     },
-    /// No stream could be opened. Nothing was sent.
+    /// No stream could be opened, and the request had not been sent in any other way. Nothing was done.
     #[error("cannot connect: {0}")]
     Connect(Arc<std::io::Error>),
     /// The endpoint was closed. The request may have been executed.
@@ -79,8 +83,13 @@ impl CallError {
     #[must_use]
     pub fn nothing_was_done(&self) -> bool {
         match self {
-            Self::Overloaded | Self::TooLong { .. } | Self::Connect(_) => true,
-            Self::Closed | Self::Silent(_) | Self::TimedOut | Self::Broken(_) | Self::Malformed(_) => false,
+            Self::Overloaded { repeated: false } | Self::TooLong { .. } | Self::Connect(_) => true,
+            Self::Overloaded { repeated: true }
+            | Self::Closed
+            | Self::Silent(_)
+            | Self::TimedOut
+            | Self::Broken(_)
+            | Self::Malformed(_) => false,
         }
     }
 }
@@ -250,7 +259,7 @@ impl<S: Socket> Endpoint<S> {
         let (kind, body) = request.encode();
         check_len(&body)?;
         let call = self.shared.begin(to, |_| None)?;
-        let stream_call = self.shared.call_by_stream(to, Frame { kind, id: call.id, body: &body });
+        let stream_call = self.shared.call_by_stream(to, Frame { kind, id: call.id, body: &body }, false);
         timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
     }
 

@@ -105,17 +105,26 @@ async fn read_body<R: AsyncRead + Unpin>(
 
 impl<S: Socket> Shared<S> {
     /// Asks by stream. A kept connection that turns out to be closed is replaced; the request's id makes that safe.
-    pub(crate) async fn call_by_stream(&self, to: SocketAddr, frame: Frame<'_>) -> Result<Answer, CallError> {
+    /// `sent_before`: the request has been sent already, by datagram.
+    pub(crate) async fn call_by_stream(
+        &self,
+        to: SocketAddr,
+        frame: Frame<'_>,
+        sent_before: bool,
+    ) -> Result<Answer, CallError> {
+        let mut sent = sent_before;
         while let Some(mut idle) = self.idle_streams.take(to) {
-            if let Ok(answer) = self.exchange(&mut idle, &frame).await {
+            if let Ok(answer) = self.exchange(&mut idle, &frame, sent).await {
                 self.idle_streams.keep(to, idle);
                 return answer;
             }
+            sent = true;
         }
-        let mut stream = self.socket.connect(to).await.map_err(|e| CallError::Connect(Arc::new(e)))?;
         let broken = |error| CallError::Broken(Arc::new(error));
+        let unreachable = |error| if sent { broken(error) } else { CallError::Connect(Arc::new(error)) };
+        let mut stream = self.socket.connect(to).await.map_err(unreachable)?;
         stream.write_all(&stream_preface(self.session)).await.map_err(broken)?;
-        let answer = self.exchange(&mut stream, &frame).await.map_err(broken)?;
+        let answer = self.exchange(&mut stream, &frame, sent).await.map_err(broken)?;
         self.idle_streams.keep(to, stream);
         answer
     }
@@ -125,6 +134,7 @@ impl<S: Socket> Shared<S> {
         &self,
         stream: &mut S::Stream,
         frame: &Frame<'_>,
+        sent_before: bool,
     ) -> io::Result<Result<Answer, CallError>> {
         loop {
             write_frame(stream, frame).await?;
@@ -135,7 +145,7 @@ impl<S: Socket> Shared<S> {
             }
             match header.kind {
                 Kind::Working => sleep(WORKING_PAUSE).await,
-                Kind::Overloaded => return Ok(Err(CallError::Overloaded)),
+                Kind::Overloaded => return Ok(Err(CallError::Overloaded { repeated: sent_before })),
                 Kind::ClientAnswer
                 | Kind::ReplicaAnswer
                 | Kind::AdminAnswer

@@ -208,7 +208,7 @@ async fn a_server_with_too_much_to_do_says_so_and_does_nothing() {
     }
     for request in [put(2, "second"), put(3, vec![0; 100_000])] {
         let refused = caller.call(to, &request, patience()).await;
-        assert!(matches!(refused, Err(CallError::Overloaded)), "{refused:?}");
+        assert!(matches!(refused, Err(CallError::Overloaded { repeated: false })), "{refused:?}");
     }
     service.permits.add_permits(1);
     assert_eq!(answered_value(first.await.unwrap()), "first");
@@ -227,7 +227,10 @@ async fn a_caller_with_too_many_calls_is_refused_one_more() {
     let request = put(1, "v");
     let mut first = Box::pin(caller.call(to, &request, patience()));
     assert!(futures::poll!(&mut first).is_pending());
-    assert!(matches!(caller.call(to, &put(2, "v"), patience()).await, Err(CallError::Overloaded)));
+    assert!(matches!(
+        caller.call(to, &put(2, "v"), patience()).await,
+        Err(CallError::Overloaded { repeated: false })
+    ));
     drop(first);
     let soon = Patience::until(Instant::now() + Duration::from_millis(50));
     assert!(
@@ -434,4 +437,25 @@ async fn messages_ready_at_one_moment_share_datagrams() {
     assert!(calls.collect::<Vec<_>>().await.iter().all(Result::is_ok));
     let datagrams = sent.load(Ordering::SeqCst) - before;
     assert!(datagrams <= 20, "100 small requests went in {datagrams} datagrams");
+}
+
+#[tokio::test]
+async fn a_request_sent_on_a_connection_that_broke_may_have_been_executed() {
+    let server = server(Counting::new(100), EndpointConfig::default()).await;
+    let to = server.local_addr();
+    let long = vec![0; 100_000];
+    let [used, fresh] = [caller().await, caller().await];
+    used.call(to, &put(1, long.clone()), patience()).await.unwrap();
+    server.abort();
+    drop(server);
+    let gone = timeout(PATIENCE, async {
+        while tokio::net::TcpStream::connect(to).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    gone.await.expect("nobody accepts any more");
+    let error = used.call(to, &put(2, long.clone()), patience()).await.unwrap_err();
+    assert!(!error.nothing_was_done(), "it went out on the connection of before: {error}");
+    let error = fresh.call(to, &put(2, long), patience()).await.unwrap_err();
+    assert!(matches!(error, CallError::Connect(_)) && error.nothing_was_done(), "{error}");
 }

@@ -374,7 +374,7 @@ impl<S: Socket> Client<S> {
 fn silent(error: &CallError) -> OwnerReport {
     match error {
         CallError::Silent(_) | CallError::TimedOut => OwnerReport::TimedOut,
-        CallError::Overloaded
+        CallError::Overloaded { .. }
         | CallError::TooLong { .. }
         | CallError::Connect(_)
         | CallError::Closed
