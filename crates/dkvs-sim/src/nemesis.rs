@@ -4,7 +4,7 @@
 //! has a file that draws one at random, starts it and ends it. To add one, add a variant there.
 //!
 //! # How much a disk may suffer
-//! No store survives the loss of every copy, so damage is limited, by [`World::may_damage`]: in a run that damages disks
+//! No store survives the loss of every copy, so damage is limited, by `World::may_damage`: in a run that damages disks
 //! every write asks for at least two acknowledgements, and only one server's disk is damaged until the auditor has read
 //! every key with R = N, begun after that server was back. So no acknowledged record is ever damaged on more than
 //! W - 1 of the servers that acknowledged it. Damage is an emptied disk, an older copy put back, a flipped bit in a
