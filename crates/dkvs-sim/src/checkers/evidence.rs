@@ -2,8 +2,8 @@
 //!
 //! # Dots
 //! A write is known by its number; its dots are those under which the runner found it on any disk. There may be several: a
-//! put is executed once for each coordinator that a client tried ([`Write::attempts`]), and every execution is an event of
-//! its own, or two. And some may be missing, when another event on the key replaced it in the same commit, so that it never
+//! put is executed once for each server that a client tried, also after its acknowledgement ([`Write::late_dots`]), and
+//! every execution is an event of its own, or two. And some may be missing, when another event on the key replaced it in the same commit, so that it never
 //! lay on a disk. But an actor's events are numbered without gaps: whether a vector covers events that were not seen can be
 //! told ([`Key::covers_unseen_events`]).
 //!
@@ -353,24 +353,21 @@ impl Write<'_> {
         }
     }
 
-    /// How many coordinators executed it, as far as its events tell, and the context returned: it names the event that was
-    /// acknowledged.
-    #[must_use]
-    pub fn attempts(&self) -> usize {
-        let seen = self.dots.iter().map(|dot| dot.actor.incarnation).collect::<BTreeSet<_>>().len();
-        let unseen = match self.fate {
-            Fate::Acknowledged(context) => !self.dots.iter().any(|&dot| context.covers(dot)),
-            Fate::Open | Fate::Failed => false,
+    /// The events that it may have made after it was acknowledged: those the returned context does not cover. A client that
+    /// hears nothing asks another server, and what it had sent to the first may be executed much later.
+    pub fn late_dots(&self) -> impl Iterator<Item = Dot> + '_ {
+        let known = match self.fate {
+            Fate::Acknowledged(returned) => Some(returned),
+            Fate::Open | Fate::Failed => None,
         };
-        seen + usize::from(unseen)
+        self.dots.iter().copied().filter(move |&dot| known.is_some_and(|known| !known.covers(dot)))
     }
 
-    /// When it could last do anything; `None` when there is no such time. An unknown put may be executed any time later,
-    /// and so may what was left of a put that a client had sent to several coordinators.
+    /// When it could last do anything; `None` when there is no such time, for it is unknown or has late events.
     #[must_use]
     pub fn over(&self) -> Option<Micros> {
         match self.fate {
-            Fate::Acknowledged(_) if self.attempts() <= 1 => self.op.returned,
+            Fate::Acknowledged(_) if self.late_dots().next().is_none() => self.op.returned,
             Fate::Acknowledged(_) | Fate::Open => None,
             Fate::Failed => Some(self.op.called),
         }

@@ -97,7 +97,8 @@ fn a_value_may_go_through_whatever_replaced_it() {
         .keeps(CLAIM);
     Story::of("a retry through a second coordinator, executed after the next put was acknowledged")
         .put(1)
-        .dot("A1 B1")
+        .dot("A1")
+        .again("B1")
         .put(2)
         .dot("A2")
         .get("1", "A2 B1")

@@ -125,7 +125,8 @@ fn writes_that_were_replaced_pass() {
         .keeps(CLAIM);
     Story::of("one execution of a retried blind put replaced the other, and a third put that")
         .put(1)
-        .dot("A1 B1")
+        .dot("A1")
+        .again("B1")
         .put(2)
         .dot("C1")
         .seeing("B1")

@@ -75,7 +75,8 @@ fn contexts_that_cover_what_was_seen_pass() {
         .keeps(CLAIM);
     Story::of("what may be of a retry not seen")
         .put(1)
-        .dot("A1 B1")
+        .dot("A1")
+        .again("B1")
         .put(2)
         .dot("C1")
         .seeing("A1")

@@ -32,5 +32,5 @@ fn a_dot_with_two_values_is_caught() {
 fn dots_that_only_look_alike_pass() {
     Story::of("one for each key").put(1).dot("A1").on("b").put(2).dot("A1").keeps(CLAIM);
     Story::of("one operation seen often").put(1).dot("A1").seen("A1", 1).seen("A1", 1).keeps(CLAIM);
-    Story::of("one operation under two dots").put(1).dot("A1 B1").keeps(CLAIM);
+    Story::of("one operation under two dots").put(1).dot("A1").again("B1").keeps(CLAIM);
 }

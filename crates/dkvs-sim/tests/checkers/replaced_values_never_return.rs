@@ -158,7 +158,8 @@ fn siblings_that_nobody_had_to_replace_pass() {
         .keeps(CLAIM);
     Story::of("a blind put, then the second execution of an earlier put")
         .put(1)
-        .dot("A1 B1")
+        .dot("A1")
+        .again("B1")
         .seeing("")
         .put(2)
         .dot("C1")
@@ -178,7 +179,8 @@ fn siblings_that_nobody_had_to_replace_pass() {
         .keeps(CLAIM);
     Story::of("the second event of a retried put, unseen by who replaced the first")
         .put(1)
-        .dot("A1 B1")
+        .dot("A1")
+        .again("B1")
         .put(2)
         .dot("C1")
         .seeing("A1")

@@ -46,6 +46,14 @@ fn answers_of_no_register_are_caught() {
         .get("x", "A2")
         .breaks(CLAIM);
     Story::of("a failed put has no effect").put(1).dot("A1").put(2).failed().get("2", "A1").breaks(CLAIM);
+    Story::of("the two rounds of an acknowledged put come to nothing later")
+        .put(1)
+        .dot("A1 A2")
+        .put(2)
+        .dot("B1")
+        .seeing("A2")
+        .get("1", "A2 B1")
+        .breaks(CLAIM);
     Story::of("a get in the microsecond of its own put's return")
         .put(1)
         .dot("A1")
@@ -93,12 +101,21 @@ fn answers_of_a_register_pass() {
         .keeps(CLAIM);
     Story::of("a retried put whose first coordinator executes it after the next put")
         .put(1)
-        .dot("A1 B1")
-        .returning("B1")
+        .dot("B1")
+        .again("A1")
         .put(2)
         .dot("B2")
         .get("2", "B2")
         .get("1", "A1 B2")
+        .keeps(CLAIM);
+    Story::of("the same server executes a put once more, over a later put with a context")
+        .put(1)
+        .dot("A1")
+        .again("A2")
+        .put(2)
+        .dot("B1")
+        .seeing("A1")
+        .get("1", "A2 B1")
         .keeps(CLAIM);
     Story::of("puts and gets in one microsecond, one client after the other")
         .put(1)

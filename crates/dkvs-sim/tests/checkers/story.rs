@@ -123,6 +123,12 @@ impl Story {
         self.learn(text)
     }
 
+    /// The last put was executed once more, as this event, which its acknowledgement does not know.
+    pub(crate) fn again(mut self, event: &str) -> Self {
+        let (number, _) = self.last_write();
+        self.seen(event, number)
+    }
+
     fn learn(mut self, text: &str) -> Self {
         let told = self.told;
         if let Outcome::Written { context } = &mut self.last().outcome
