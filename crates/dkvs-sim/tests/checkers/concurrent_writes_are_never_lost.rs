@@ -46,6 +46,29 @@ fn a_write_that_vanished_from_a_sight_is_caught() {
         .get("1", "A1 B1")
         .quorum(1)
         .breaks_only(CLAIM);
+    Story::of("an unknown put would explain it, but every event covered was seen, and none is that put's")
+        .put(1)
+        .dot("A1")
+        .seeing("")
+        .put(2)
+        .seeing("A1")
+        .unknown()
+        .put(3)
+        .dot("B1")
+        .seeing("")
+        .get("3", "A1 B1")
+        .quorum(1)
+        .breaks_only(CLAIM);
+    Story::of("a put executed once more would explain it, but that event is not covered")
+        .put(1)
+        .dot("A1")
+        .again("C1")
+        .put(2)
+        .dot("B1")
+        .seeing("")
+        .get("1", "A1 B1")
+        .quorum(1)
+        .breaks_only(CLAIM);
 }
 
 #[test]
