@@ -23,7 +23,7 @@ use dkvs_core::quorum::{Answer as OwnerState, Progress, Quorum, ReadQuorum, Writ
 use dkvs_core::record::{Body, Record, RecordHash, Sibling};
 use dkvs_core::ring::{Ring, RingId, ServerIndex};
 use dkvs_core::version::{Dot, VersionVector};
-use dkvs_net::{CallError, Endpoint, Patience, Socket};
+use dkvs_net::{CallError, Endpoint, Patience, Socket, Validity};
 use dkvs_proto::context;
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -64,9 +64,9 @@ type FromOwner<A> = (ServerIndex, Result<A, OwnerAnswer>);
 type Writes = FuturesUnordered<BoxFuture<'static, FromOwner<Vec<Dot>>>>;
 
 impl<S: Socket, T: Store> Coordinator<S, T> {
-    pub(crate) async fn handle(self: &Arc<Self>, request: ClientRequest) -> ClientAnswer {
+    pub(crate) async fn handle(self: &Arc<Self>, request: ClientRequest, validity: Validity) -> ClientAnswer {
         let outcome = match request {
-            ClientRequest::Put(put) => self.put(put).await,
+            ClientRequest::Put(put) => self.put(put, validity).await,
             ClientRequest::Get(get) => self.get(get).await,
         };
         outcome.unwrap_or_else(ClientAnswer::Failed)
@@ -99,13 +99,13 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Instant::now() + (timeout - (timeout / REPORT_SHARE).min(REPORT_MAX))
     }
 
-    async fn put(self: &Arc<Self>, put: Put) -> Result<ClientAnswer, Failure> {
+    async fn put(self: &Arc<Self>, put: Put, validity: Validity) -> Result<ClientAnswer, Failure> {
         let start = Instant::now();
         self.check(put.ring, &put.key).map_err(Failure::Refused)?;
         let owners = self.owners(&put.key, put.n, 1, put.w).map_err(Failure::Refused)?;
         let deadline = self.deadline(put.timeout_ms);
         if !owners.contains(&self.me) {
-            return self.forward(put, &owners, deadline).await;
+            return self.forward(put, &owners, deadline, validity).await;
         }
         let body = match put.body {
             PutBody::Value(value) if value.len() > self.value_len_max => {
@@ -118,7 +118,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let seen = seen.map_err(|_| Failure::Refused(Refusal::BadContext))?;
         let blind = seen.is_none();
 
-        let event = self.replica.event(put.key.clone(), seen, put.op, body);
+        let event = self.replica.event(put.key.clone(), seen, put.op, body, validity.clone());
         let mut event = match timeout_at(deadline, event).await {
             Ok(Ok(event)) => event,
             Ok(Err(error)) => return Err(self.own_failure(error, &owners, put.w, start)),
@@ -127,9 +127,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let mut quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline).await;
         if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
             // Others held values that this put is to replace and had not heard of.
-            let second =
-                self.replica.supersede(put.key.clone(), event.clone(), quorum.missed().clone()).await;
-            match second {
+            let missed = quorum.missed().clone();
+            match self.replica.supersede(put.key.clone(), event.clone(), missed, validity).await {
                 Ok(Some(second)) => {
                     event = second;
                     quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline).await;
@@ -241,12 +240,14 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         }
     }
 
-    /// Passes a put to the first owner that shows a sign of life.
+    /// Passes a put to the first owner that shows a sign of life. It is not passed to a second owner while the first
+    /// may still begin it.
     async fn forward(
         &self,
         mut put: Put,
         owners: &[ServerIndex],
         deadline: Instant,
+        validity: Validity,
     ) -> Result<ClientAnswer, Failure> {
         if put.forwarded {
             return Err(Failure::Refused(Refusal::NotOwner));
@@ -260,12 +261,14 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
             let to = self.addresses[owner.as_usize()];
             let request = Request::Client(ClientRequest::Put(put.clone()));
-            let patience = Patience { deadline, silence: Some(silence) };
-            match self.endpoint.call(to, &request, patience).await {
-                Ok(Answer::Client(answer)) => return Ok(answer),
-                Ok(Answer::Replica(_) | Answer::Admin(_)) | Err(_) => {
-                    tried.push((owner, OwnerAnswer::TimedOut));
-                }
+            let patience = Patience { deadline, silence: Some(silence), within: Some(validity.clone()) };
+            let answer = self.endpoint.call(to, &request, patience).await;
+            if let Ok(Answer::Client(answer)) = answer {
+                return Ok(answer);
+            }
+            tried.push((owner, OwnerAnswer::TimedOut));
+            if answer.is_err_and(|error| error.may_begin_later()) {
+                break;
             }
         }
         Err(missed(put.w, tried, start))

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dkvs_core::record::{Body, OpId, Record};
 use dkvs_core::version::{Dot, VersionVector};
+use dkvs_net::Validity;
 use dkvs_proto::message::Refusal;
 use dkvs_storage::{Durability, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::rngs::StdRng;
@@ -114,15 +115,17 @@ impl<T: Store> Replica<T> {
     }
 
     /// Makes an event: a put or delete that this server coordinates. Without a `context` it replaces what this server
-    /// holds. Returns when it is durable. There is no second event if `op` has made one that nobody has replaced.
+    /// holds. Returns when it is durable. Refused when it is not `valid` any more by the time it is its turn. There is no
+    /// second event if `op` has made one that leaves nothing to do.
     pub(crate) async fn event(
         &self,
         key: Bytes,
         context: Option<VersionVector>,
         op: OpId,
         body: Body,
+        valid: Validity,
     ) -> Result<Event, ReplicaError> {
-        self.change(|done| Change::Event { key, context, op, body, done }).await
+        self.change(|done| Change::Event { key, context, op, body, valid, done }).await
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
@@ -132,14 +135,15 @@ impl<T: Store> Replica<T> {
     }
 
     /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
-    /// has been replaced meanwhile.
+    /// has been replaced meanwhile. Refused when the put is not `valid` any more: what was missed may then be newer.
     pub(crate) async fn supersede(
         &self,
         key: Bytes,
         first: Event,
         missed: VersionVector,
+        valid: Validity,
     ) -> Result<Option<Event>, ReplicaError> {
-        self.change(|done| Change::Supersede { key, first, missed, done }).await
+        self.change(|done| Change::Supersede { key, first, missed, valid, done }).await
     }
 
     async fn change<A>(
@@ -182,5 +186,89 @@ impl<T: Store> Replica<T> {
         // An error means that the writer is gone, which is what is waited for.
         let _ = self.stopped.clone().wait_for(|stopped| *stopped).await;
         self.store.close().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dkvs_core::hlc::Hlc;
+    use dkvs_core::record::Write;
+    use dkvs_core::version::Actor;
+    use dkvs_storage::MemoryStore;
+    use rand::SeedableRng;
+
+    use super::*;
+
+    const KEY: Bytes = Bytes::from_static(b"k");
+
+    async fn replica() -> Replica<MemoryStore> {
+        let clock = Arc::new(Clock::new(Arc::new(|| 1_000), 1_000));
+        let random = StdRng::seed_from_u64(1);
+        Replica::open(Arc::new(MemoryStore::new()), Start::New, Durability::Memory, clock, random)
+            .await
+            .unwrap()
+    }
+
+    fn op(sequence: u64) -> OpId {
+        OpId { client: 1, sequence }
+    }
+
+    fn value(text: &'static str) -> Body {
+        Body::Value(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// What another coordinator made of an operation, knowing of nothing else.
+    fn made_elsewhere(op: OpId, body: Body) -> Record {
+        let dot = Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: op.sequence };
+        let mut record = Record::new();
+        record.event(&VersionVector::new(), dot, Write { op, hlc: Hlc::default(), expires: None, body });
+        record
+    }
+
+    async fn shown(replica: &Replica<MemoryStore>) -> Vec<Body> {
+        let record = replica.fetch(&KEY).unwrap();
+        record.values().into_iter().map(|sibling| sibling.write.body.clone()).collect()
+    }
+
+    /// The first coordinator of put 2 did not know put 1, and failed before it heard of it.
+    #[tokio::test]
+    async fn a_blind_put_begun_elsewhere_still_replaces_what_was_there() {
+        let replica = replica().await;
+        replica.event(KEY, None, op(1), value("old"), Validity::unlimited()).await.unwrap();
+        replica.merge(KEY, made_elsewhere(op(2), value("new"))).await.unwrap();
+        assert_eq!(shown(&replica).await.len(), 2);
+        replica.event(KEY, None, op(2), value("new"), Validity::unlimited()).await.unwrap();
+        assert_eq!(shown(&replica).await, [value("new")]);
+    }
+
+    #[tokio::test]
+    async fn a_put_begun_elsewhere_that_has_nothing_left_to_replace_makes_no_second_event() {
+        for context in [None, Some(VersionVector::new())] {
+            let replica = replica().await;
+            replica.merge(KEY, made_elsewhere(op(1), value("v"))).await.unwrap();
+            let before = replica.fetch(&KEY).unwrap();
+            let event = replica.event(KEY, context, op(1), value("v"), Validity::unlimited()).await.unwrap();
+            assert_eq!(event.record, before);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_put_makes_no_event_and_no_second_one() {
+        let replica = replica().await;
+        let expired = Validity::lasting(Duration::ZERO);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let overloaded = |error| matches!(error, ReplicaError::Refused(Refusal::Overloaded));
+        let late = replica.event(KEY, None, op(1), value("late"), expired.clone()).await;
+        assert!(late.is_err_and(overloaded));
+        assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
+
+        let first = replica.event(KEY, None, op(2), value("v"), Validity::unlimited()).await.unwrap();
+        replica.merge(KEY, made_elsewhere(op(3), value("newer"))).await.unwrap();
+        let missed =
+            VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);
+        assert!(replica.supersede(KEY, first, missed, expired.clone()).await.is_err_and(overloaded));
+        assert_eq!(shown(&replica).await.len(), 2);
     }
 }

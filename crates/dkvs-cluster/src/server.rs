@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dkvs_core::quorum::Quorum;
 use dkvs_core::record::Record;
-use dkvs_net::{Endpoint, Service, Socket};
+use dkvs_net::{Endpoint, Service, Socket, Validity};
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Request};
 use dkvs_storage::{Start, Store, StoreError};
@@ -113,9 +113,9 @@ impl<S: Socket, T: Store> Drop for Server<S, T> {
 }
 
 impl<S: Socket, T: Store> Service for Running<S, T> {
-    async fn handle(&self, from: SocketAddr, request: Request) -> Answer {
+    async fn handle(&self, from: SocketAddr, request: Request, validity: Validity) -> Answer {
         match request {
-            Request::Client(request) => Answer::Client(self.coordinator.handle(request).await),
+            Request::Client(request) => Answer::Client(self.coordinator.handle(request, validity).await),
             Request::Replica(request) => Answer::Replica(self.handle_replica(from, request).await),
             Request::Admin(request) => Answer::Admin(self.handle_admin(request)),
         }

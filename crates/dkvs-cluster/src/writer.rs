@@ -14,6 +14,7 @@ use bytes::Bytes;
 use dkvs_core::limits::RECORD_LEN_MAX;
 use dkvs_core::record::{Body, OpId, Record, Write};
 use dkvs_core::version::{Dot, VersionVector};
+use dkvs_net::Validity;
 use dkvs_proto::message::Refusal;
 use dkvs_proto::record::fits;
 use dkvs_storage::{Batch, Durability, Keyspace, Store, StoreError};
@@ -33,9 +34,26 @@ type Done<A> = oneshot::Sender<Result<A, ReplicaError>>;
 
 /// Something to do to one key.
 pub(crate) enum Change {
-    Event { key: Bytes, context: Option<VersionVector>, op: OpId, body: Body, done: Done<Event> },
-    Supersede { key: Bytes, first: Event, missed: VersionVector, done: Done<Option<Event>> },
-    Merge { key: Bytes, record: Record, done: Done<Vec<Dot>> },
+    Event {
+        key: Bytes,
+        context: Option<VersionVector>,
+        op: OpId,
+        body: Body,
+        valid: Validity,
+        done: Done<Event>,
+    },
+    Supersede {
+        key: Bytes,
+        first: Event,
+        missed: VersionVector,
+        valid: Validity,
+        done: Done<Option<Event>>,
+    },
+    Merge {
+        key: Bytes,
+        record: Record,
+        done: Done<Vec<Dot>>,
+    },
 }
 
 /// An event that this server made.
@@ -176,16 +194,20 @@ impl<T: Store> Writer<T> {
     /// Applies one change to the staged entries. Refusals are answered at once.
     fn stage(&mut self, change: Change, staged: &mut BTreeMap<Bytes, Staged>) -> Option<Waiting> {
         match change {
-            Change::Event { key, context, op, body, done } => {
-                let result = self.entry(&key, staged).and_then(|entry| self.event(entry, context, op, body));
+            Change::Event { key, context, op, body, valid, done } => {
+                let result = in_time(&valid)
+                    .and_then(|()| self.entry(&key, staged))
+                    .and_then(|entry| self.event(entry, context, op, body));
                 or_refuse(result, done).map(|(event, done)| Waiting::Event(done, event))
             }
             Change::Merge { key, record, done } => {
                 let result = self.entry(&key, staged).and_then(|entry| merge(entry, &record));
                 or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
             }
-            Change::Supersede { key, first, missed, done } => {
-                let result = self.entry(&key, staged).map(|entry| self.supersede(entry, &first, &missed));
+            Change::Supersede { key, first, missed, valid, done } => {
+                let result = in_time(&valid)
+                    .and_then(|()| self.entry(&key, staged))
+                    .map(|entry| self.supersede(entry, &first, &missed));
                 or_refuse(result, done).map(|(event, done)| Waiting::Superseded(done, event))
             }
         }
@@ -217,9 +239,15 @@ impl<T: Store> Writer<T> {
         body: Body,
     ) -> Result<Event, ReplicaError> {
         let record = &entry.stored.record;
-        if let Some(sibling) = record.written_by(op) {
-            let seen = record.seen_after(&context.unwrap_or_default(), sibling.dot);
-            return Ok(Event { record: record.clone(), dot: sibling.dot, seen });
+        // A coordinator that failed may have begun the put. With a context, all it replaces is gone then; without one, only
+        // what that coordinator held.
+        let nothing_to_replace = || record.siblings().iter().all(|sibling| sibling.write.op == op);
+        if let Some(begun) = record.written_by(op)
+            && (context.is_some() || nothing_to_replace())
+        {
+            let context = context.unwrap_or_else(|| record.vv().clone());
+            let seen = record.seen_after(&context, begun.dot);
+            return Ok(Event { record: record.clone(), dot: begun.dot, seen });
         }
         let context = context.unwrap_or_else(|| record.vv().clone());
         let kept = record.siblings().iter().filter(|sibling| !context.covers(sibling.dot));
@@ -281,6 +309,12 @@ impl<T: Store> Writer<T> {
         self.totals.send_replace(totals);
         Ok(())
     }
+}
+
+/// Refuses a put that nobody counts on any more. What this server holds now was there before the put expired, so an event
+/// that passes replaces nothing newer, even if it is interrupted right here.
+fn in_time(valid: &Validity) -> Result<(), ReplicaError> {
+    if valid.holds() { Ok(()) } else { Err(ReplicaError::Refused(Refusal::Overloaded)) }
 }
 
 fn weight(store_key: &Bytes, stored: &Stored, value_len: usize) -> Weight {

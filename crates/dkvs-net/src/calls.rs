@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::endpoint::{CallError, Counters, Patience, Shared};
 use crate::lock;
-use crate::peers::Heard;
+use crate::peers::{Expiry, Heard};
 use crate::socket::Socket;
 
 /// A call that is registered, until dropped.
@@ -42,14 +42,21 @@ impl<S: Socket> Shared<S> {
     pub(crate) fn begin(
         &self,
         to: SocketAddr,
-        frame: impl FnOnce(u64) -> Option<Arc<[u8]>>,
+        patience: &Patience,
+        frame: impl FnOnce(u64, u64) -> Option<Arc<[u8]>>,
     ) -> Result<Begun<'_, S>, CallError> {
         let (sender, ended) = oneshot::channel();
         let mut peers = lock(&self.peers);
         if peers.in_flight() >= self.config.calls_max {
             return Err(CallError::Overloaded { repeated: false });
         }
-        let (id, frame) = peers.begin(to, frame, sender);
+        let silent_at = patience.silence.map(|silence| Instant::now() + silence);
+        let expiry = Expiry {
+            unheard: silent_at.map_or(patience.deadline, |at| at.min(patience.deadline)),
+            heard: patience.deadline,
+            within: patience.within.clone(),
+        };
+        let (id, frame) = peers.begin(to, expiry, frame, sender);
         drop(peers);
         Ok(Begun { shared: self, to, id, frame, ended })
     }
@@ -62,16 +69,17 @@ impl<S: Socket> Shared<S> {
         patience: Patience,
     ) -> Result<Answer, CallError> {
         check_len(body)?;
-        let mut call = self.begin(to, |id| self.datagram_frame(Frame { kind, id, body }))?;
+        let frame = |id, expires| self.datagram_frame(Frame { kind, id, expires, body });
+        let mut call = self.begin(to, &patience, frame)?;
         let (heard, times_sent) = match call.frame.clone() {
-            Some(frame) => self.call_by_datagram(&mut call, frame, patience).await?,
+            Some(frame) => self.call_by_datagram(&mut call, frame, &patience).await?,
             None => (Heard::UseStream, 0),
         };
         match heard {
             Heard::Answer(kind, body) => read_answer(kind, &body),
             Heard::Overloaded => Err(CallError::Overloaded { repeated: times_sent > 1 }),
             Heard::UseStream => {
-                let frame = Frame { kind, id: call.id, body };
+                let frame = Frame { kind, id: call.id, expires: 0, body };
                 let stream_call = self.call_by_stream(to, frame, times_sent > 0);
                 timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
             }
@@ -93,14 +101,14 @@ impl<S: Socket> Shared<S> {
         &self,
         call: &mut Begun<'_, S>,
         frame: Arc<[u8]>,
-        patience: Patience,
+        patience: &Patience,
     ) -> Result<(Heard, u32), CallError> {
         let start = Instant::now();
         let mut times_sent = 1;
         let mut silent_at = patience.silence.map(|silence| start + silence);
         let mut pause = self.config.retransmit_min;
         let mut closed = self.closed.clone();
-        self.push(call.to, frame.clone());
+        self.push(call.to, frame);
         loop {
             let again_at = Instant::now() + self.jittered(pause);
             let wake_at = [Some(patience.deadline), silent_at, Some(again_at)].into_iter().flatten().min();
@@ -124,7 +132,8 @@ impl<S: Socket> Shared<S> {
             }
             if now >= again_at {
                 Counters::count(&self.counters.retransmitted);
-                self.push(call.to, frame.clone());
+                let repetition = lock(&self.peers).repetition(call.to, call.id);
+                repetition.into_iter().for_each(|frame| self.push(call.to, frame));
                 times_sent += 1;
                 pause = (pause * 2).min(self.config.retransmit_max);
             }

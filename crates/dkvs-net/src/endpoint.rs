@@ -25,11 +25,18 @@ use crate::proof::AddressProofs;
 use crate::sessions::Sessions;
 use crate::socket::Socket;
 use crate::streams::{self, IdleStreams};
+use crate::validity::{ExpiryClock, Validity};
 
 /// What answers requests.
 pub trait Service: Send + Sync + 'static {
-    /// Answers one request. It runs to its end even when the caller has given up.
-    fn handle(&self, from: SocketAddr, request: Request) -> impl Future<Output = Answer> + Send;
+    /// Answers one request. It runs to its end even when the caller has given up; what must not be begun then has to
+    /// ask `validity`, which repetitions of the request extend.
+    fn handle(
+        &self,
+        from: SocketAddr,
+        request: Request,
+        validity: Validity,
+    ) -> impl Future<Output = Answer> + Send;
 }
 
 /// The service of an endpoint that only calls: it cannot exist, so requests are dropped as junk.
@@ -37,7 +44,7 @@ pub trait Service: Send + Sync + 'static {
 pub enum NoService {}
 
 impl Service for NoService {
-    async fn handle(&self, _: SocketAddr, _: Request) -> Answer {
+    async fn handle(&self, _: SocketAddr, _: Request, _: Validity) -> Answer {
         match *self {}
     }
 }
@@ -64,13 +71,14 @@ pub enum CallError {
     /// The endpoint was closed. The request may have been executed.
     #[error("the endpoint is closed")]
     Closed,
-    /// No sign of life from the peer within the caller's patience. The request may be executed, even later.
+    /// No sign of life from the peer within the caller's patience. The request may have been begun, and what was begun
+    /// may take effect even later; it will not be begun any more.
     #[error("no sign of life within {} ms", .0.as_millis())]
     Silent(Duration),
-    /// No answer by the deadline. The request may be executed, even later.
+    /// No answer by the deadline. The request may have been begun, or by stream may still be.
     #[error("timed out")]
     TimedOut,
-    /// The stream broke. The request may have been executed.
+    /// The stream broke. The request may have been begun, or may still be.
     #[error("the connection broke: {0}")]
     Broken(Arc<std::io::Error>),
     /// The answer could not be read. The request may have been executed.
@@ -92,22 +100,38 @@ impl CallError {
             | Self::Malformed(_) => false,
         }
     }
+
+    /// Whether the request may be begun from now on. If so, giving it to another server may have it executed twice, and
+    /// the second time after whatever follows.
+    #[must_use]
+    pub fn may_begin_later(&self) -> bool {
+        match self {
+            Self::Closed | Self::TimedOut | Self::Broken(_) => true,
+            Self::Overloaded { .. }
+            | Self::TooLong { .. }
+            | Self::Connect(_)
+            | Self::Silent(_)
+            | Self::Malformed(_) => false,
+        }
+    }
 }
 
-/// How long a caller waits.
-#[derive(Clone, Copy, Debug)]
+/// How long a caller waits. A request by datagram is not begun by its receiver after the caller gave it up.
+#[derive(Clone, Debug)]
 pub struct Patience {
     /// The answer must be here by then.
     pub deadline: Instant,
     /// Give up earlier if the peer shows no sign of having got the request for this long.
     pub silence: Option<Duration>,
+    /// The request on whose behalf the call is made: the call's is not to be begun after that has expired.
+    pub within: Option<Validity>,
 }
 
 impl Patience {
     /// Waits until `deadline`, whatever the peer does.
     #[must_use]
     pub fn until(deadline: Instant) -> Self {
-        Self { deadline, silence: None }
+        Self { deadline, silence: None, within: None }
     }
 }
 
@@ -124,6 +148,8 @@ pub struct Counters {
     pub unsent: AtomicU64,
     /// Requests answered as overloaded.
     pub overloaded: AtomicU64,
+    /// Requests that came too late to be begun.
+    pub expired: AtomicU64,
 }
 
 impl Counters {
@@ -172,6 +198,7 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) peers: Mutex<Peers>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) proofs: AddressProofs,
+    pub(crate) clock: ExpiryClock,
     pub(crate) outbox: Outbox,
     pub(crate) jitter: Mutex<StdRng>,
 }
@@ -196,6 +223,7 @@ impl<S: Socket> Endpoint<S> {
             session: random.next_u64(),
             peers: Mutex::new(Peers::new(random.next_u64() >> 2)),
             proofs: AddressProofs::new((random.next_u64(), random.next_u64())),
+            clock: ExpiryClock::new(random.next_u64()),
             sessions: Mutex::new(Sessions::new(config.sessions_max)),
             outbox: Outbox::new(config.outbox_len_max),
             requests: Arc::new(Semaphore::new(config.requests_max)),
@@ -258,8 +286,9 @@ impl<S: Socket> Endpoint<S> {
     ) -> Result<Answer, CallError> {
         let (kind, body) = request.encode();
         check_len(&body)?;
-        let call = self.shared.begin(to, |_| None)?;
-        let stream_call = self.shared.call_by_stream(to, Frame { kind, id: call.id, body: &body }, false);
+        let call = self.shared.begin(to, &patience, |_, _| None)?;
+        let frame = Frame { kind, id: call.id, expires: 0, body: &body };
+        let stream_call = self.shared.call_by_stream(to, frame, false);
         timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
     }
 

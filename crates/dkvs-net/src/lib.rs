@@ -15,10 +15,11 @@
 //! - an answer counts only if it comes from the address the request went to, with its id;
 //! - a request that is not idempotent is executed at most once for each session and id, however often its datagrams
 //!   are repeated ([`sessions`](crate));
+//! - no request is begun after its caller stopped counting on it ([`validity`]);
 //! - nobody who has not proved to receive at its address is sent more bytes than it sent ([`proof`](crate));
 //! - every table and queue is bounded; what exceeds a bound is answered *overloaded*, or is a lost datagram.
 //!
-//! Reading order: [`socket`] (the world), `proof` and `sessions` (whom to serve, and how often), `outbox`, `peers` (calls in
+//! Reading order: [`socket`] (the world), `proof`, `sessions` and [`validity`] (whom to serve, how often, how late), `outbox`, `peers` (calls in
 //! flight), [`endpoint`], `calls`, `serve`; then `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
 //!
 //! What it leaves out: congestion control. A server answers what it is asked, and callers are bounded; a path
@@ -31,6 +32,8 @@ pub mod socket;
 mod proof;
 
 mod sessions;
+
+pub mod validity;
 
 mod outbox;
 
@@ -52,6 +55,7 @@ pub use config::EndpointConfig;
 pub use endpoint::{CallError, Counters, Endpoint, NoService, Patience, Service};
 pub use port::{Port, resolve};
 pub use socket::Socket;
+pub use validity::Validity;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

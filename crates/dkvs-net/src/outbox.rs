@@ -118,7 +118,7 @@ mod tests {
 
     fn frame(id: u64, body_len: usize) -> Arc<[u8]> {
         let mut bytes = Vec::new();
-        Frame { kind: Kind::AdminRequest, id, body: &vec![7; body_len] }.write(&mut bytes);
+        Frame { kind: Kind::AdminRequest, id, expires: 0, body: &vec![7; body_len] }.write(&mut bytes);
         bytes.into()
     }
 
@@ -132,13 +132,13 @@ mod tests {
         let frames: Vec<_> = (0..10).map(|id| frame(id, 50)).collect();
         let runs = pack(HEADER, &frames, 1_200);
         assert_eq!(runs.len(), 1);
-        assert_eq!(runs[0].bytes.len(), ENVELOPE_HEADER_LEN + 10 * 63);
+        assert_eq!(runs[0].bytes.len(), ENVELOPE_HEADER_LEN + 10 * 71);
         assert_eq!(ids(&runs), Vec::from_iter(0..10));
     }
 
     #[test]
     fn no_datagram_exceeds_its_budget_and_none_is_lost() {
-        for body_len in [0, 1, 100, 555, 556, 1_000, 1_155] {
+        for body_len in [0, 1, 100, 555, 556, 1_000, 1_147] {
             let frames: Vec<_> = (0..500).map(|id| frame(id, body_len)).collect();
             let runs = pack(HEADER, &frames, 1_200);
             assert!(runs.iter().all(|run| run.segment_len <= 1_200 && run.bytes.len() <= RUN_LEN_MAX));

@@ -7,8 +7,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::envelope::Header;
+use dkvs_proto::frame::{Frame, Kind, with_expiry};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::validity::{KnownClock, Validity, expires};
 
 /// What ends a call.
 #[derive(Debug)]
@@ -23,15 +27,38 @@ pub(crate) enum Heard {
 struct Call {
     /// The request's frame; `None` when it went by stream.
     frame: Option<Arc<[u8]>>,
+    expiry: Expiry,
     /// Whether the peer has shown that it got the request.
     sign_of_life: bool,
     ended: Option<oneshot::Sender<Heard>>,
 }
 
+/// When a call's request expires.
+#[derive(Clone, Debug)]
+pub(crate) struct Expiry {
+    /// When its caller gives it up if the peer shows no sign of life.
+    pub(crate) unheard: Instant,
+    /// When its caller gives it up at last.
+    pub(crate) heard: Instant,
+    /// The request on whose behalf the call is made.
+    pub(crate) within: Option<Validity>,
+}
+
+impl Expiry {
+    fn until(&self, sign_of_life: bool) -> Instant {
+        let own = if sign_of_life { self.heard } else { self.unheard };
+        let within = self.within.as_ref().and_then(Validity::until);
+        within.map_or(own, |within| within.min(own))
+    }
+}
+
 /// What is known of one destination.
 #[derive(Debug, Default)]
 struct Peer {
+    /// 0 when there is none.
     proof: u64,
+    /// Told together with the proof.
+    clock: Option<KnownClock>,
     calls: BTreeMap<u64, Call>,
 }
 
@@ -53,20 +80,28 @@ impl Peers {
         self.in_flight
     }
 
-    /// Registers a call and returns its id. `frame` makes the request's bytes once the id is known.
+    /// Registers a call and returns its id. `frame` makes the request's bytes once the id and the expiry are known.
     pub(crate) fn begin(
         &mut self,
         to: SocketAddr,
-        frame: impl FnOnce(u64) -> Option<Arc<[u8]>>,
+        expiry: Expiry,
+        frame: impl FnOnce(u64, u64) -> Option<Arc<[u8]>>,
         ended: oneshot::Sender<Heard>,
     ) -> (u64, Option<Arc<[u8]>>) {
         let id = self.next_id;
         self.next_id += 1;
         self.in_flight += 1;
-        let frame = frame(id);
-        let call = Call { frame: frame.clone(), sign_of_life: false, ended: Some(ended) };
-        self.peers.entry(to).or_default().calls.insert(id, call);
+        let peer = self.peers.entry(to).or_default();
+        let frame = frame(id, expires(peer.clock, expiry.until(false)));
+        let call = Call { frame: frame.clone(), expiry, sign_of_life: false, ended: Some(ended) };
+        peer.calls.insert(id, call);
         (id, frame)
+    }
+
+    /// A call's request as it is to be sent again.
+    pub(crate) fn repetition(&self, to: SocketAddr, id: u64) -> Option<Arc<[u8]>> {
+        let peer = self.peers.get(&to)?;
+        peer.calls.get(&id)?.repetition(peer.clock)
     }
 
     /// Forgets a call, answered or not.
@@ -90,18 +125,25 @@ impl Peers {
     pub(crate) fn heard(
         &mut self,
         from: SocketAddr,
-        proof: u64,
+        header: Header,
         frame: &Frame<'_>,
     ) -> (Vec<Arc<[u8]>>, bool) {
         let Some(peer) = self.peers.get_mut(&from) else { return (Vec::new(), false) };
         let Some(call) = peer.calls.get_mut(&frame.id) else { return (Vec::new(), false) };
         call.sign_of_life = true;
         match frame.kind {
-            Kind::Challenge if peer.proof != proof => {
-                peer.proof = proof;
-                return (peer.calls.values().filter_map(|call| call.frame.clone()).collect(), true);
+            Kind::Challenge => {
+                let told = KnownClock::told(header.oldest);
+                if peer.proof == header.proof {
+                    peer.clock = Some(peer.clock.map_or(told, |known| known.better(told)));
+                } else {
+                    peer.proof = header.proof;
+                    peer.clock = Some(told);
+                    let again = peer.calls.values().filter_map(|call| call.repetition(peer.clock));
+                    return (again.collect(), true);
+                }
             }
-            Kind::Challenge | Kind::Working => {}
+            Kind::Working => {}
             Kind::UseStream => call.end(Heard::UseStream),
             Kind::Overloaded => call.end(Heard::Overloaded),
             Kind::ClientAnswer | Kind::ReplicaAnswer | Kind::AdminAnswer => {
@@ -114,6 +156,11 @@ impl Peers {
 }
 
 impl Call {
+    fn repetition(&self, clock: Option<KnownClock>) -> Option<Arc<[u8]>> {
+        let until = self.expiry.until(self.sign_of_life);
+        self.frame.as_ref().map(|frame| with_expiry(frame, expires(clock, until)))
+    }
+
     fn end(&mut self, heard: Heard) {
         if let Some(ended) = self.ended.take() {
             // The caller may have given up just now.

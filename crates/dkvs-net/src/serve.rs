@@ -13,6 +13,7 @@ use crate::endpoint::{Counters, Service, Shared};
 use crate::lock;
 use crate::sessions::{Admission, Sessions};
 use crate::socket::Socket;
+use crate::validity::Validity;
 
 impl<S: Socket> Shared<S> {
     pub(crate) async fn receive_loop<V: Service>(self: Arc<Self>, service: Option<Arc<V>>) {
@@ -43,7 +44,7 @@ impl<S: Socket> Shared<S> {
         let (requests, others): (Vec<_>, Vec<_>) =
             frames.into_iter().partition(|frame| frame.kind.is_request());
         for frame in others {
-            let (again, expected) = lock(&self.peers).heard(from, header.proof, &frame);
+            let (again, expected) = lock(&self.peers).heard(from, header, &frame);
             again.into_iter().for_each(|frame| self.push(from, frame));
             if !expected {
                 Counters::count(&self.counters.junk);
@@ -61,12 +62,14 @@ impl<S: Socket> Shared<S> {
         }
     }
 
-    /// Asks a sender to prove its address: one short datagram for its longer one.
+    /// Asks a sender to prove its address, and tells it the clock by which requests expire: one short datagram for its
+    /// longer one.
     fn challenge(self: &Arc<Self>, to: SocketAddr, id: u64) {
         Counters::count(&self.counters.challenged);
         let proof = self.proofs.issue(to);
-        let mut datagram = envelope::DatagramBuilder::new(Header { session: self.session, proof, oldest: 0 });
-        datagram.push(&Frame { kind: Kind::Challenge, id, body: &[] });
+        let header = Header { session: self.session, proof, oldest: self.clock.now() };
+        let mut datagram = envelope::DatagramBuilder::new(header);
+        datagram.push(&Frame::answer(Kind::Challenge, id, &[]));
         // Not through the outbox: there it would share an envelope with others, which have no room for its proof.
         let (shared, datagram) = (self.clone(), datagram.finish(0));
         tokio::spawn(async move { shared.send(to, &datagram, datagram.len()).await });
@@ -80,15 +83,17 @@ impl<S: Socket> Shared<S> {
         service: &Arc<V>,
     ) {
         match self.admit(session, frame) {
-            Admitted::Execute(request, permit) => {
+            Admitted::Execute(request, validity, permit) => {
                 let (shared, service, id) = (self.clone(), service.clone(), frame.id);
                 tokio::spawn(async move {
-                    let (kind, body) = shared.execute(&*service, from, session, id, request).await;
+                    let (kind, body) = shared.execute(&*service, from, session, id, request, validity).await;
                     drop(permit);
-                    shared.answer(from, Frame { kind, id, body: &body });
+                    shared.answer(from, Frame::answer(kind, id, &body));
                 });
             }
-            Admitted::Answer(kind, body) => self.answer(from, Frame { kind, id: frame.id, body: &body }),
+            Admitted::Answer(kind, body) => self.answer(from, Frame::answer(kind, frame.id, &body)),
+            // Late, or by a clock that its sender does not know well enough.
+            Admitted::Expired => self.challenge(from, frame.id),
             Admitted::Ignore => {}
         }
     }
@@ -96,8 +101,13 @@ impl<S: Socket> Shared<S> {
     /// Decides what a request deserves. Used by both lanes.
     pub(crate) fn admit(&self, session: u64, frame: &Frame<'_>) -> Admitted {
         let notice = |kind| Admitted::Answer(kind, Bytes::new());
-        match lock(&self.sessions).admit(session, frame.id) {
+        let validity = self.clock.validity(frame.expires);
+        match lock(&self.sessions).admit(session, frame.id, frame.expires, &validity) {
             Admission::Execute => {}
+            Admission::Expired => {
+                Counters::count(&self.counters.expired);
+                return Admitted::Expired;
+            }
             Admission::Working => return notice(Kind::Working),
             Admission::Answered(kind, body) => return Admitted::Answer(kind, body),
             Admission::Over => return Admitted::Ignore,
@@ -112,7 +122,7 @@ impl<S: Socket> Shared<S> {
             return notice(Kind::Overloaded);
         };
         match Request::decode(frame.kind, frame.body) {
-            Some(Ok(request)) => Admitted::Execute(request, permit),
+            Some(Ok(request)) => Admitted::Execute(request, validity, permit),
             None | Some(Err(_)) => {
                 Counters::count(&self.counters.junk);
                 lock(&self.sessions).forget(session, frame.id);
@@ -129,10 +139,11 @@ impl<S: Socket> Shared<S> {
         session: u64,
         id: u64,
         request: Request,
+        validity: Validity,
     ) -> (Kind, Bytes) {
         let forget = ForgetUnlessFinished { sessions: &self.sessions, session, id };
         let idempotent = request.is_idempotent();
-        let (kind, body) = service.handle(from, request).await.encode();
+        let (kind, body) = service.handle(from, request, validity).await.encode();
         let body = Bytes::from(body);
         if !idempotent {
             std::mem::forget(forget);
@@ -144,7 +155,7 @@ impl<S: Socket> Shared<S> {
     fn answer(&self, to: SocketAddr, frame: Frame<'_>) {
         let frame = self
             .datagram_frame(frame)
-            .or_else(|| self.datagram_frame(Frame { kind: Kind::UseStream, id: frame.id, body: &[] }));
+            .or_else(|| self.datagram_frame(Frame::answer(Kind::UseStream, frame.id, &[])));
         if let Some(frame) = frame {
             self.push(to, frame);
         }
@@ -154,7 +165,9 @@ impl<S: Socket> Shared<S> {
 /// What a request deserves.
 pub(crate) enum Admitted {
     /// To be executed, while the permit is held.
-    Execute(Request, OwnedSemaphorePermit),
+    Execute(Request, Validity, OwnedSemaphorePermit),
+    /// Not to be executed any more: nobody counts on it.
+    Expired,
     /// This answer, at once.
     Answer(Kind, Bytes),
     /// Nothing.

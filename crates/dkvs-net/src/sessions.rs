@@ -14,15 +14,25 @@ use dkvs_proto::frame::Kind;
 use tokio::time::Instant;
 
 use crate::proof::PROOF_LIFETIME;
+use crate::validity::Validity;
 
 /// Answers remembered for one session. A caller with more calls in flight to one server is told to slow down.
 const ANSWERS_PER_SESSION_MAX: usize = 32_768;
+
+/// A request that was admitted.
+#[derive(Debug)]
+enum State {
+    Underway(Validity),
+    Finished(Kind, Bytes),
+}
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Execute it, then call [`Sessions::finished`] or [`Sessions::forget`].
     Execute,
+    /// It is too late to begin it.
+    Expired,
     /// It is being executed.
     Working,
     /// It was executed; this was the answer.
@@ -36,11 +46,16 @@ pub(crate) enum Admission {
 #[derive(Debug)]
 struct Session {
     oldest: u64,
-    /// `None` while the request is being executed.
-    requests: BTreeMap<u64, Option<(Kind, Bytes)>>,
+    requests: BTreeMap<u64, State>,
     /// Whether it ever executed something that must not be executed twice.
     finished_any: bool,
     last_seen: Instant,
+}
+
+impl State {
+    fn is_underway(&self) -> bool {
+        matches!(self, Self::Underway(_))
+    }
 }
 
 /// All callers of one server.
@@ -62,12 +77,14 @@ impl Sessions {
             session.last_seen = Instant::now();
             if oldest > session.oldest {
                 session.oldest = oldest;
-                session.requests.retain(|&id, answer| id >= oldest || answer.is_none());
+                session.requests.retain(|&id, state| id >= oldest || state.is_underway());
             }
         }
     }
 
-    pub(crate) fn admit(&mut self, session: u64, id: u64) -> Admission {
+    /// A request came that expires at `expires`, by this server's clock: `validity`. A repetition of one that is being
+    /// executed extends the validity that one was given.
+    pub(crate) fn admit(&mut self, session: u64, id: u64, expires: u64, validity: &Validity) -> Admission {
         self.sweep();
         let room = self.sessions.len() < self.sessions_max;
         if !room && !self.sessions.contains_key(&session) {
@@ -81,12 +98,16 @@ impl Sessions {
         };
         let session = self.sessions.entry(session).or_insert_with(new);
         match session.requests.get(&id) {
-            Some(None) => Admission::Working,
-            Some(Some((kind, body))) => Admission::Answered(*kind, body.clone()),
+            Some(State::Underway(begun)) => {
+                begun.extend(expires);
+                Admission::Working
+            }
+            Some(State::Finished(kind, body)) => Admission::Answered(*kind, body.clone()),
             None if id < session.oldest => Admission::Over,
+            None if !validity.holds() => Admission::Expired,
             None if session.requests.len() >= ANSWERS_PER_SESSION_MAX => Admission::Full,
             None => {
-                session.requests.insert(id, None);
+                session.requests.insert(id, State::Underway(validity.clone()));
                 Admission::Execute
             }
         }
@@ -99,7 +120,7 @@ impl Sessions {
             if id < session.oldest {
                 session.requests.remove(&id);
             } else {
-                session.requests.insert(id, Some((kind, body)));
+                session.requests.insert(id, State::Finished(kind, body));
             }
         }
     }
@@ -121,14 +142,21 @@ impl Sessions {
         }
         self.swept = Instant::now();
         self.sessions.retain(|_, session| {
-            session.last_seen.elapsed() < PROOF_LIFETIME || session.requests.values().any(Option::is_none)
+            session.last_seen.elapsed() < PROOF_LIFETIME || session.requests.values().any(State::is_underway)
         });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::validity::ExpiryClock;
+
+    fn admit(sessions: &mut Sessions, session: u64, id: u64) -> Admission {
+        sessions.admit(session, id, 0, &Validity::unlimited())
+    }
 
     fn answer() -> (Kind, Bytes) {
         (Kind::ClientAnswer, Bytes::from_static(b"done"))
@@ -137,12 +165,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_is_executed_once_and_its_answer_repeated() {
         let mut sessions = Sessions::new(4);
-        assert_eq!(sessions.admit(1, 7), Admission::Execute);
-        assert_eq!(sessions.admit(1, 7), Admission::Working);
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Execute);
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Working);
         sessions.finished(1, 7, answer().0, answer().1);
-        assert_eq!(sessions.admit(1, 7), Admission::Answered(answer().0, answer().1));
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Answered(answer().0, answer().1));
         assert_eq!(
-            sessions.admit(2, 7),
+            admit(&mut sessions, 2, 7),
             Admission::Execute,
             "another session's request 7 is another request"
         );
@@ -151,46 +179,71 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_the_caller_has_had_is_dropped_and_its_request_not_executed_again() {
         let mut sessions = Sessions::new(4);
-        sessions.admit(1, 7);
+        admit(&mut sessions, 1, 7);
         sessions.finished(1, 7, answer().0, answer().1);
         sessions.seen(1, 8);
-        assert_eq!(sessions.admit(1, 7), Admission::Over);
-        assert_eq!(sessions.admit(1, 8), Admission::Execute);
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Over);
+        assert_eq!(admit(&mut sessions, 1, 8), Admission::Execute);
         sessions.seen(1, 3);
-        assert_eq!(sessions.admit(1, 7), Admission::Over, "an older datagram does not move it back");
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Over, "an older datagram does not move it back");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_being_executed_survives_the_callers_loss_of_interest() {
         let mut sessions = Sessions::new(4);
-        sessions.admit(1, 7);
+        admit(&mut sessions, 1, 7);
         sessions.seen(1, 9);
-        assert_eq!(sessions.admit(1, 7), Admission::Working);
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Working);
         sessions.finished(1, 7, answer().0, answer().1);
-        assert_eq!(sessions.admit(1, 7), Admission::Over);
+        assert_eq!(admit(&mut sessions, 1, 7), Admission::Over);
     }
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_kept_for_as_long_as_a_proof_lives_and_the_table_is_bounded() {
         let mut sessions = Sessions::new(2);
         for session in [1, 2] {
-            sessions.admit(session, 0);
+            admit(&mut sessions, session, 0);
             sessions.finished(session, 0, answer().0, answer().1);
         }
-        assert_eq!(sessions.admit(3, 0), Admission::Full);
+        assert_eq!(admit(&mut sessions, 3, 0), Admission::Full);
         tokio::time::advance(PROOF_LIFETIME / 2).await;
         sessions.seen(1, 0);
         tokio::time::advance(PROOF_LIFETIME / 2).await;
-        assert_eq!(sessions.admit(3, 0), Admission::Execute, "session 2 is gone");
-        assert_eq!(sessions.admit(1, 0), Admission::Answered(answer().0, answer().1), "session 1 is not");
+        assert_eq!(admit(&mut sessions, 3, 0), Admission::Execute, "session 2 is gone");
+        assert_eq!(
+            admit(&mut sessions, 1, 0),
+            Admission::Answered(answer().0, answer().1),
+            "session 1 is not"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn callers_that_left_nothing_to_remember_take_no_room() {
         let mut sessions = Sessions::new(2);
         for session in 0..100 {
-            assert_eq!(sessions.admit(session, 0), Admission::Execute);
+            assert_eq!(admit(&mut sessions, session, 0), Admission::Execute);
             sessions.forget(session, 0);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_too_late_is_not_begun_and_a_repetition_extends_what_was() {
+        let mut sessions = Sessions::new(4);
+        let clock = ExpiryClock::new(1 << 40);
+        let soon = clock.now() + 1_000;
+        let validity = clock.validity(soon);
+        assert_eq!(sessions.admit(1, 7, soon, &validity), Admission::Execute);
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert!(!validity.holds());
+        assert_eq!(sessions.admit(1, 8, soon, &clock.validity(soon)), Admission::Expired);
+        let later = clock.now() + 1_000;
+        assert_eq!(sessions.admit(1, 7, later, &clock.validity(later)), Admission::Working);
+        assert!(validity.holds());
+        sessions.finished(1, 7, answer().0, answer().1);
+        assert_eq!(
+            sessions.admit(1, 7, soon, &clock.validity(soon)),
+            Admission::Answered(answer().0, answer().1),
+            "an answer does not expire"
+        );
     }
 }

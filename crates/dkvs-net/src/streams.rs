@@ -19,8 +19,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use crc32fast::Hasher as Checksum;
 use dkvs_proto::envelope::{STREAM_PREFACE_LEN, parse_stream_preface, stream_preface};
-use dkvs_proto::frame::{FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
+use dkvs_proto::frame::{EXPIRY_LEN, FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
 use dkvs_proto::message::Answer;
+use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
@@ -75,17 +76,29 @@ async fn write_frame<W: AsyncWrite + Unpin>(to: &mut W, frame: &Frame<'_>) -> io
     to.flush().await
 }
 
+/// Whether a kept connection was closed by the other side, as far as is known here: nothing need be sent to find out.
+fn has_ended<R: AsyncRead + Unpin>(stream: &mut R) -> bool {
+    // On a kept connection nothing is to be read; whatever comes of it is its end.
+    stream.read_u8().now_or_never().is_some()
+}
+
 fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-async fn read_header<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, Checksum)> {
+/// Reads a frame's header, and the expiry if it is a request.
+async fn read_header<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, u64, Checksum)> {
     let mut head = [0; FRAME_HEADER_LEN];
     from.read_exact(&mut head).await?;
     let header = FrameHeader::parse(&head).ok_or_else(|| malformed("unknown kind or length"))?;
     let mut checksum = Checksum::new();
     checksum.update(&head);
-    Ok((header, checksum))
+    let mut expires = [0; EXPIRY_LEN];
+    if header.kind.is_request() {
+        from.read_exact(&mut expires).await?;
+        checksum.update(&expires);
+    }
+    Ok((header, u64::from_be_bytes(expires), checksum))
 }
 
 /// Reads a frame's body, making room only as its bytes arrive, and the CRC after it.
@@ -114,6 +127,9 @@ impl<S: Socket> Shared<S> {
     ) -> Result<Answer, CallError> {
         let mut sent = sent_before;
         while let Some(mut idle) = self.idle_streams.take(to) {
+            if has_ended(&mut idle) {
+                continue;
+            }
             if let Ok(answer) = self.exchange(&mut idle, &frame, sent).await {
                 self.idle_streams.keep(to, idle);
                 return answer;
@@ -138,7 +154,7 @@ impl<S: Socket> Shared<S> {
     ) -> io::Result<Result<Answer, CallError>> {
         loop {
             write_frame(stream, frame).await?;
-            let (header, checksum) = read_header(stream).await?;
+            let (header, _, checksum) = read_header(stream).await?;
             let body = read_body(stream, header.body_len, checksum).await?;
             if header.id != frame.id {
                 return Err(malformed("an answer to another request"));
@@ -169,21 +185,22 @@ impl<S: Socket> Shared<S> {
         let session = parse_stream_preface(&preface).map_err(|e| malformed(&e.to_string()))?;
         loop {
             let idle_max = self.config.stream_idle_max;
-            let (header, checksum) = timeout(idle_max, read_header(&mut stream)).await??;
+            let (header, expires, checksum) = timeout(idle_max, read_header(&mut stream)).await??;
             // Held until the request is answered: all streams together hold no more than their budget.
             let _room = timeout(idle_max, self.room_for(header.body_len)).await?;
             let body = timeout(idle_max, read_body(&mut stream, header.body_len, checksum)).await??;
-            let frame = Frame { kind: header.kind, id: header.id, body: &body };
+            let frame = Frame { kind: header.kind, id: header.id, expires, body: &body };
             let (kind, body) = match self.admit(session, &frame) {
-                Admitted::Execute(request, permit) => {
-                    let answer = self.execute(service, from, session, header.id, request).await;
+                Admitted::Execute(request, validity, permit) => {
+                    let answer = self.execute(service, from, session, header.id, request, validity).await;
                     drop(permit);
                     answer
                 }
                 Admitted::Answer(kind, body) => (kind, body),
+                Admitted::Expired => (Kind::Overloaded, Bytes::new()),
                 Admitted::Ignore => return Err(malformed("not a request")),
             };
-            let answer = Frame { kind, id: header.id, body: &body };
+            let answer = Frame::answer(kind, header.id, &body);
             timeout(idle_max, write_frame(&mut stream, &answer)).await??;
         }
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use dkvs_core::record::{OpId, Record};
 use dkvs_core::ring::RingId;
 use dkvs_net::faults::{Faults, FaultySocket};
-use dkvs_net::{CallError, Endpoint, EndpointConfig, NoService, Patience, Port, Service, Socket};
+use dkvs_net::{CallError, Endpoint, EndpointConfig, NoService, Patience, Port, Service, Socket, Validity};
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanEntry, ScanPage};
@@ -21,6 +21,7 @@ use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Request};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -71,7 +72,7 @@ impl Counting {
 }
 
 impl Service for Counting {
-    async fn handle(&self, _: SocketAddr, request: Request) -> Answer {
+    async fn handle(&self, _: SocketAddr, request: Request, _: Validity) -> Answer {
         self.started.fetch_add(1, Ordering::SeqCst);
         let _permit = self.permits.acquire().await.unwrap();
         match request {
@@ -178,6 +179,7 @@ async fn a_peer_that_works_is_waited_for_and_one_that_is_gone_is_not() {
     let patience = Patience { silence, ..patience() };
     let call = tokio::spawn({
         let caller = caller.clone();
+        let patience = patience.clone();
         async move { caller.call(to, &put(1, "slow"), patience).await }
     });
     // The caller has asked more than once, so it was told that its request is worked on.
@@ -263,7 +265,7 @@ async fn nobody_unproven_gets_more_bytes_than_it_sent() {
             let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
             let (kind, body) = request.encode();
             let mut datagram = DatagramBuilder::new(Header { session: 9, proof, oldest: 0 });
-            datagram.push(&Frame { kind, id: 1, body: &body });
+            datagram.push(&Frame { kind, id: 1, expires: 0, body: &body });
             let datagram = datagram.finish(0);
             stranger.send_to(&datagram, server.local_addr()).await.unwrap();
             let mut answer = vec![0; 65_536];
@@ -289,7 +291,7 @@ async fn a_proof_is_worth_nothing_at_another_address() {
     let (kind, body) = put(1, "v").encode();
     let request = |proof| {
         let mut datagram = DatagramBuilder::new(Header { session: 9, proof, oldest: 0 });
-        datagram.push(&Frame { kind, id: 1, body: &body });
+        datagram.push(&Frame { kind, id: 1, expires: 0, body: &body });
         datagram.finish(0)
     };
     holder.send_to(&request(0), server.local_addr()).await.unwrap();
@@ -301,6 +303,59 @@ async fn a_proof_is_worth_nothing_at_another_address() {
         let (_, frames) = envelope::parse(&buffer[..len]).unwrap();
         assert_eq!(frames[0].kind, expected);
     }
+    assert_eq!(service.executed(), [1]);
+}
+
+/// Between the caller and the server stands somebody who holds a request back until the caller has given it up.
+#[tokio::test]
+async fn what_a_caller_gave_up_is_not_begun_any_more() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let to_caller = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let to_server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    to_server.connect(server.local_addr()).await.unwrap();
+    let (caller, to) = (caller().await, to_caller.local_addr().unwrap());
+    let call = |number, silence: Option<Duration>| {
+        let caller = caller.clone();
+        let patience = Patience { silence, ..patience() };
+        tokio::spawn(async move { caller.call(to, &put(number, "v"), patience).await })
+    };
+    let (mut forth, mut back) = (vec![0; 2_048], vec![0; 2_048]);
+
+    let mut passed = call(1, None);
+    let mut from = None;
+    let answer = loop {
+        tokio::select! {
+            answer = &mut passed => break answer.unwrap(),
+            Ok((len, caller)) = to_caller.recv_from(&mut forth) => {
+                from = Some(caller);
+                to_server.send(&forth[..len]).await.unwrap();
+            }
+            Ok(len) = to_server.recv(&mut back) => {
+                to_caller.send_to(&back[..len], from.unwrap()).await.unwrap();
+            }
+        }
+    };
+    assert_eq!(answered_value(answer), "v");
+
+    let mut held = call(2, Some(Duration::from_millis(200)));
+    let mut datagrams = Vec::new();
+    let answer = loop {
+        tokio::select! {
+            answer = &mut held => break answer.unwrap(),
+            Ok((len, _)) = to_caller.recv_from(&mut forth) => datagrams.push(forth[..len].to_vec()),
+        }
+    };
+    assert!(matches!(answer, Err(CallError::Silent(_))), "{answer:?}");
+    assert!(!datagrams.is_empty());
+    while to_server.try_recv(&mut back).is_ok() {}
+    for datagram in &datagrams {
+        to_server.send(datagram).await.unwrap();
+        let len = timeout(PATIENCE, to_server.recv(&mut back)).await.unwrap().unwrap();
+        let (_, frames) = envelope::parse(&back[..len]).unwrap();
+        assert_eq!(frames[0].kind, Kind::Challenge);
+    }
+    assert_eq!(server.counters().expired.load(Ordering::Relaxed), datagrams.len() as u64);
     assert_eq!(service.executed(), [1]);
 }
 
@@ -321,7 +376,7 @@ async fn an_answer_from_a_stranger_is_not_believed() {
         let done = PutDone { acked: Vec::new(), context: Token(value.into()) };
         let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
         let mut datagram = DatagramBuilder::new(Header { session: 9, proof: 0, oldest: 0 });
-        datagram.push(&Frame { kind, id, body: &body });
+        datagram.push(&Frame::answer(kind, id, &body));
         datagram.finish(0)
     };
     stranger.send_to(&answer("forged"), from).await.unwrap();
@@ -334,7 +389,6 @@ async fn an_answer_from_a_stranger_is_not_believed() {
 
 #[tokio::test]
 async fn junk_is_counted_and_the_service_goes_on() {
-    use tokio::io::AsyncWriteExt;
     let service = Counting::new(100);
     let server = server(service, EndpointConfig::default()).await;
     let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -454,8 +508,19 @@ async fn a_request_sent_on_a_connection_that_broke_may_have_been_executed() {
         }
     });
     gone.await.expect("nobody accepts any more");
-    let error = used.call(to, &put(2, long.clone()), patience()).await.unwrap_err();
-    assert!(!error.nothing_was_done(), "it went out on the connection of before: {error}");
-    let error = fresh.call(to, &put(2, long), patience()).await.unwrap_err();
-    assert!(matches!(error, CallError::Connect(_)) && error.nothing_was_done(), "{error}");
+    for caller in [used, fresh] {
+        let error = caller.call(to, &put(2, long.clone()), patience()).await.unwrap_err();
+        assert!(matches!(error, CallError::Connect(_)) && error.nothing_was_done(), "{error}");
+    }
+
+    // Somebody who closes each connection once a request has come.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let closing = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut [0; 1_000]).await.unwrap();
+    });
+    let error = caller().await.call(to, &put(3, long), patience()).await.unwrap_err();
+    closing.await.unwrap();
+    assert!(!error.nothing_was_done() && error.may_begin_later(), "{error}");
 }

@@ -13,7 +13,8 @@
 //!   A request without a valid one is answered by a [`Kind::Challenge`], which is never longer than the datagram that
 //!   provoked it: nobody can aim a server's answers at a third party. See RFC 9000 §8 for the idea.
 //! - `oldest` is the lowest request id of this session that still awaits an answer from this destination. Answers to
-//!   older requests need not be remembered any longer (Lee et al. 2015, *RIFL*, §3).
+//!   older requests need not be remembered any longer (Lee et al. 2015, *RIFL*, §3). A challenge waits for nothing: there the
+//!   field holds the server's clock, by which the requests that follow expire ([`crate::frame`]).
 //!
 //! What it leaves out: secrecy and authenticity. Anybody on the path can read and forge.
 
@@ -45,7 +46,8 @@ pub struct Header {
     /// Proof that the sender is at its address, as the receiver issued it; 0 when it has none. In a challenge: the
     /// proof to use from now on.
     pub proof: u64,
-    /// The lowest request id still awaiting an answer from the receiver.
+    /// The lowest request id still awaiting an answer from the receiver. In a challenge: the sender's clock, in
+    /// microseconds since a moment of its own choice.
     pub oldest: u64,
 }
 
@@ -151,7 +153,8 @@ pub fn parse(datagram: &[u8]) -> Result<(Header, Vec<Frame<'_>>), EnvelopeError>
 
 fn read_frame<'a>(reader: &mut Reader<'a>) -> Option<Frame<'a>> {
     let header = FrameHeader::read(reader)?;
-    Some(Frame { kind: header.kind, id: header.id, body: reader.bytes(header.body_len)? })
+    let expires = if header.kind.is_request() { reader.u64()? } else { 0 };
+    Some(Frame { kind: header.kind, id: header.id, expires, body: reader.bytes(header.body_len)? })
 }
 
 /// Checks magic, version, flags and checksum; what follows them is left in the reader.
@@ -200,8 +203,8 @@ mod tests {
 
     fn datagram() -> Vec<u8> {
         let mut builder = DatagramBuilder::new(HEADER);
-        builder.push(&Frame { kind: Kind::AdminRequest, id: 7, body: &[1] });
-        builder.push(&Frame { kind: Kind::Working, id: 9, body: &[] });
+        builder.push(&Frame { kind: Kind::AdminRequest, id: 7, expires: 1, body: &[1] });
+        builder.push(&Frame::answer(Kind::Working, 9, &[]));
         builder.finish(80)
     }
 
@@ -210,11 +213,11 @@ mod tests {
     fn the_layout_is_the_documented_one() {
         let hex: String = datagram().iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = concat!(
-            "444b", "01", "00", "841739d6",
+            "444b", "01", "00", "5b1eaed4",
             "0102030405060708", "0000000000000000", "0000000000000007",
-            "03", "0000000000000007", "00000001", "01",
+            "03", "0000000000000007", "00000001", "0000000000000001", "01",
             "c1", "0000000000000009", "00000000",
-            "000000000000000000000000000000000000000000",
+            "00000000000000000000000000",
         );
         assert_eq!(hex, golden);
     }

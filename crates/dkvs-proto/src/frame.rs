@@ -1,16 +1,30 @@
-//! One message on its way: kind, request id, body. The same 13 bytes head it in a datagram and on a stream.
+//! One message on its way: kind, request id, body. The same bytes head it in a datagram and on a stream.
 //!
 //! ```text
-//!   0      1                  9              13
-//!   | kind | request id (u64) | length (u32) | body ...
+//!   0      1                  9              13                21
+//!   | kind | request id (u64) | length (u32) | expiry (u64)    | body ...      a request
+//!   | kind | request id (u64) | length (u32) | body ...                        an answer or a notice
 //! ```
-//! Integers are big-endian.
+//! Integers are big-endian; the length is the body's.
+//!
+//! The *expiry* is the moment after which nobody waits for the request's effect from this receiver, or counts on its
+//! absence: it must not be begun any more. It is read on the receiver's own clock, which a challenge tells, so that no
+//! two clocks have to agree. 0 stands for "never". A repetition of a request may carry a later one.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::limits::BODY_LEN_MAX;
 use crate::read::Reader;
 
-/// Bytes before a frame's body.
+/// Bytes of a frame's kind, id and length.
 pub const FRAME_HEADER_LEN: usize = 13;
+
+/// Bytes of expiry that follow them in a request.
+pub const EXPIRY_LEN: usize = 8;
+
+/// Where a request's expiry stands.
+const EXPIRY: Range<usize> = FRAME_HEADER_LEN..FRAME_HEADER_LEN + EXPIRY_LEN;
 
 /// What a body is. Answers have the top bit set, notices of the transport the top two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +100,24 @@ pub struct Frame<'a> {
     pub kind: Kind,
     /// Chosen by whoever asks, unique within its session; the answer repeats it.
     pub id: u64,
+    /// Of a request: the receiver's clock after which it must not be begun; 0 for never. Otherwise 0, and not sent.
+    pub expires: u64,
     /// The message, encoded by [`crate::codec`].
     pub body: &'a [u8],
 }
 
-impl Frame<'_> {
+impl<'a> Frame<'a> {
+    /// An answer or a notice.
+    #[must_use]
+    pub fn answer(kind: Kind, id: u64, body: &'a [u8]) -> Self {
+        Self { kind, id, expires: 0, body }
+    }
+
     /// Bytes of the whole frame.
     #[must_use]
     pub fn len(&self) -> usize {
-        FRAME_HEADER_LEN + self.body.len()
+        let expiry = if self.kind.is_request() { EXPIRY_LEN } else { 0 };
+        FRAME_HEADER_LEN + expiry + self.body.len()
     }
 
     /// Never: a frame has a header. (Here because `len` is.)
@@ -113,8 +136,21 @@ impl Frame<'_> {
         into.push(self.kind as u8);
         into.extend_from_slice(&self.id.to_be_bytes());
         into.extend_from_slice(&len.to_be_bytes());
+        if self.kind.is_request() {
+            into.extend_from_slice(&self.expires.to_be_bytes());
+        }
         into.extend_from_slice(self.body);
     }
+}
+
+/// The bytes of a request, as [`Frame::write`] made them, with another expiry.
+#[must_use]
+pub fn with_expiry(request: &[u8], expires: u64) -> Arc<[u8]> {
+    let mut bytes: Arc<[u8]> = request.into();
+    if let Some(field) = Arc::get_mut(&mut bytes).and_then(|bytes| bytes.get_mut(EXPIRY)) {
+        field.copy_from_slice(&expires.to_be_bytes());
+    }
+    bytes
 }
 
 /// The head of a frame, as read from a stream before its body has come.

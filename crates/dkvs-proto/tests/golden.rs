@@ -191,7 +191,7 @@ fn messages() -> Vec<Golden> {
 
 const SESSION: u64 = 0x0102_0304_0506_0708;
 const PROOF: u64 = 0x2122_2324_2526_2728;
-const STATUS: Frame<'_> = Frame { kind: Kind::AdminRequest, id: 7, body: &[1] };
+const STATUS: Frame<'_> = Frame { kind: Kind::AdminRequest, id: 7, expires: 1_234, body: &[1] };
 
 fn datagram(header: Header, frames: &[Frame<'_>], padding: usize) -> Vec<u8> {
     let mut builder = DatagramBuilder::new(header);
@@ -216,27 +216,27 @@ fn on_stream(frame: &Frame<'_>) -> Vec<u8> {
 #[rustfmt::skip]
 fn layouts() -> Vec<Golden> {
     let from = |session, proof, oldest| Header { session, proof, oldest };
-    let ring = Frame { kind: Kind::AdminRequest, id: 8, body: &[0] };
-    let challenge = Frame { kind: Kind::Challenge, id: 7, body: &[] };
+    let ring = Frame { kind: Kind::AdminRequest, id: 8, expires: 0, body: &[0] };
+    let challenge = Frame::answer(Kind::Challenge, 7, &[]);
     vec![
-        // magic, version, flags, crc, session, proof, oldest, then the frame: kind, id, length, body.
+        // magic, version, flags, crc, session, proof, oldest, then the frame: kind, id, length, expiry, body.
         Golden::Bytes("datagram/request", datagram(from(SESSION, 0, 7), &[STATUS], 0),
-            "444b 01 00 78ed5e05 0102030405060708 0000000000000000 0000000000000007 03 \
-             0000000000000007 00000001 01"),
-        // The answer to it: the server's session, the proof to use, a frame without a body.
-        Golden::Bytes("datagram/challenge", datagram(from(0x1112_1314_1516_1718, PROOF, 0), &[challenge], 0),
-            "444b 01 00 2b57f30e 1112131415161718 2122232425262728 0000000000000000 c0 \
-             0000000000000007 00000000"),
+            "444b 01 00 e92bcb21 0102030405060708 0000000000000000 0000000000000007 03 0000000000000007 \
+             00000001 00000000000004d2 01"),
+        // The answer to it: the server's session, the proof to use, the server's clock, a frame without a body.
+        Golden::Bytes("datagram/challenge", datagram(from(0x1112_1314_1516_1718, PROOF, 1_000), &[challenge], 0),
+            "444b 01 00 06dde78a 1112131415161718 2122232425262728 00000000000003e8 c0 0000000000000007 \
+             00000000"),
         // Two frames and five bytes of padding.
         Golden::Bytes("datagram/two_frames_padded", datagram(from(SESSION, PROOF, 7), &[STATUS, ring], 5),
-            "444b 01 00 648a37e5 0102030405060708 2122232425262728 0000000000000007 03 \
-             0000000000000007 00000001 01 03 0000000000000008 00000001 00 0000000000"),
+            "444b 01 00 5448ed3f 0102030405060708 2122232425262728 0000000000000007 03 0000000000000007 \
+             00000001 00000000000004d2 01 03 0000000000000008 00000001 0000000000000000 00 0000000000"),
         // magic, version, flags, crc, session.
         Golden::Bytes("stream/preface", envelope::stream_preface(SESSION).to_vec(),
             "444b 01 01 3fca88c5 0102030405060708"),
-        // kind, id, length, body, crc.
+        // kind, id, length, expiry, body, crc.
         Golden::Bytes("stream/frame", on_stream(&STATUS),
-            "03 0000000000000007 00000001 01 dec36d73"),
+            "03 0000000000000007 00000001 00000000000004d2 01 d85ee289"),
         // version, entries, siblings, two entries, a value (dot, client, sequence, hlc, flags, length, bytes), a tombstone
         // that expires (dot, client, sequence, hlc, flags, expiry), crc.
         Golden::Bytes("record/full", record::to_vec(&full_record()),

@@ -125,7 +125,7 @@ proptest! {
         decode_everything(&damaged(request.1, &damage));
         decode_everything(&damaged(answer.1.clone(), &damage));
         let mut builder = DatagramBuilder::new(Header { session: 1, proof: 2, oldest: 3 });
-        builder.push(&Frame { kind: answer.0, id: 4, body: &answer.1 });
+        builder.push(&Frame::answer(answer.0, 4, &answer.1));
         decode_everything(&damaged(builder.finish(0), &damage));
     }
 

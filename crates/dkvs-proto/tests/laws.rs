@@ -5,7 +5,7 @@ mod common;
 use bytes::Bytes;
 use common::{answer, cases, record, request, vector};
 use dkvs_proto::envelope::{DatagramBuilder, Header, parse};
-use dkvs_proto::frame::{FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
+use dkvs_proto::frame::{FRAME_HEADER_LEN, Frame, FrameHeader, Kind, with_expiry};
 use dkvs_proto::message::{Answer, Request};
 use dkvs_proto::{codec, context, record as layout};
 use proptest::prelude::*;
@@ -95,12 +95,12 @@ proptest! {
     #[test]
     fn frames_come_out_of_a_datagram_as_they_went_in(
         session in any::<u64>(), proof in any::<u64>(), oldest in any::<u64>(), padding in 0..40_usize,
-        frames in prop::collection::vec((0..KINDS.len(), any::<u64>(), any::<Vec<u8>>()), 0..5),
+        frames in prop::collection::vec((0..KINDS.len(), any::<u64>(), any::<u64>(), any::<Vec<u8>>()), 0..5),
     ) {
         let header = Header { session, proof, oldest };
         let mut builder = DatagramBuilder::new(header);
         let frames: Vec<Frame<'_>> =
-            frames.iter().map(|(kind, id, body)| Frame { kind: KINDS[*kind], id: *id, body }).collect();
+            frames.iter().map(|(kind, id, expires, body)| frame(KINDS[*kind], *id, *expires, body)).collect();
         frames.iter().for_each(|frame| builder.push(frame));
         let len = builder.len();
         prop_assert_eq!(builder.is_empty(), frames.is_empty());
@@ -110,15 +110,27 @@ proptest! {
     }
 
     #[test]
-    fn a_frame_header_reads_back(kind in 0..KINDS.len(), id in any::<u64>(), body in any::<Vec<u8>>()) {
-        let frame = Frame { kind: KINDS[kind], id, body: &body };
+    fn a_frame_header_reads_back(
+        kind in 0..KINDS.len(), id in any::<u64>(), expires in any::<u64>(), body in any::<Vec<u8>>(),
+    ) {
+        let frame = frame(KINDS[kind], id, 0, &body);
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
+        if frame.kind.is_request() {
+            let mut other = Vec::new();
+            Frame { expires, ..frame }.write(&mut other);
+            prop_assert_eq!(&*with_expiry(&bytes, expires), &other[..]);
+        }
         prop_assert_eq!(bytes.len(), frame.len());
         let head: [u8; FRAME_HEADER_LEN] = bytes[..FRAME_HEADER_LEN].try_into().unwrap();
         let expected = FrameHeader { kind: frame.kind, id, body_len: body.len() };
         prop_assert_eq!(FrameHeader::parse(&head), Some(expected));
     }
+}
+
+/// Only requests expire.
+fn frame(kind: Kind, id: u64, expires: u64, body: &[u8]) -> Frame<'_> {
+    Frame { kind, id, expires: if kind.is_request() { expires } else { 0 }, body }
 }
 
 #[test]

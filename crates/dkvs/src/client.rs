@@ -227,7 +227,8 @@ impl<S: Socket> Client<S> {
     }
 
     /// Sends an operation to the owners of its key, one after the other until one coordinates it; then to the other
-    /// servers, which pass it on. `request` makes the message from the milliseconds that are left, `read` takes what was
+    /// servers, which pass it on. A write goes to the next server only when the one before will not begin it any more.
+    /// `request` makes the message from the milliseconds that are left, `read` takes what was
     /// asked for out of the answer.
     pub(crate) async fn coordinate<A>(
         &self,
@@ -248,7 +249,7 @@ impl<S: Socket> Client<S> {
                 break;
             }
             let request = Request::Client(request(u32::try_from(left.as_millis()).unwrap_or(u32::MAX)));
-            let patience = Patience { deadline, silence: Some(silence) };
+            let patience = Patience { deadline, silence: Some(silence), within: None };
             let to = self.inner.addresses[server.as_usize()];
             let answer = self.inner.endpoint.call(to, &request, patience).await;
             let failure = match answer {
@@ -268,6 +269,10 @@ impl<S: Socket> Client<S> {
                 Err(error) => {
                     maybe_done |= !error.nothing_was_done();
                     self.suspects().insert(server, Instant::now());
+                    if kind == QuorumKind::Write && error.may_begin_later() {
+                        tried.push((self.name(server), silent(&error)));
+                        break;
+                    }
                     silent(&error)
                 }
             };

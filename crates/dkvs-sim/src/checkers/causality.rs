@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 use dkvs_core::record::Record;
 use dkvs_core::version::{Dot, VersionVector};
 
-use super::evidence::{Fate, Key, Read, Write, precedes};
+use super::evidence::{Fate, Key, Read, Write};
 use crate::history::ValueId;
 
 /// Siblings shown together with a vector: by a get or a disk.
@@ -154,17 +154,8 @@ impl<'a> Sight<'a> {
 
     fn blind_replacer(&self, write: &Write<'_>) -> bool {
         self.key.writes.iter().any(|by| {
-            by.is_blind() && by.may_replace(write) && (self.acted(by, write) || self.may_cover_unseen(by))
+            by.is_blind() && by.may_replace(write) && (covers_any(self.seen, by) || self.may_cover_unseen(by))
         })
-    }
-
-    /// Whether an event of `by` is covered that may have come after `write` was called.
-    fn acted(&self, by: &Write<'_>, write: &Write<'_>) -> bool {
-        if precedes(by.op, write.op) && by.is_acknowledged() {
-            by.late_dots().any(|dot| self.seen.covers(dot))
-        } else {
-            covers_any(self.seen, by)
-        }
     }
 
     fn hidden_replacer(&self, write: &Write<'_>, dot: Dot) -> bool {

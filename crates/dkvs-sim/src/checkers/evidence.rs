@@ -2,8 +2,8 @@
 //!
 //! # Dots
 //! A write is known by its number; its dots are those under which the runner found it on any disk. There may be several: a
-//! put is executed once for each server that a client tried, also after its acknowledgement ([`Write::late_dots`]), and
-//! every execution is an event of its own, or two. And some may be missing, when another event on the key replaced it in the same commit, so that it never
+//! put is executed once for each server that a client tried, and every execution is an event of its own, or two. An execution
+//! is begun, and so replaces, only before the client goes on; its value may be seen later ([`Write::late_dots`]). And some may be missing, when another event on the key replaced it in the same commit, so that it never
 //! lay on a disk. But an actor's events are numbered without gaps: whether a vector covers events that were not seen can be
 //! told ([`Key::covers_unseen_events`]).
 //!
@@ -353,8 +353,8 @@ impl Write<'_> {
         }
     }
 
-    /// The events that it may have made after it was acknowledged: those the returned context does not cover. A client that
-    /// hears nothing asks another server, and what it had sent to the first may be executed much later.
+    /// The events that may show only after it was acknowledged: those the returned context does not cover. A client that
+    /// hears nothing asks another server, and the first may have begun the put and keep the value to itself for long.
     pub fn late_dots(&self) -> impl Iterator<Item = Dot> + '_ {
         let known = match self.fate {
             Fate::Acknowledged(returned) => Some(returned),
@@ -363,14 +363,20 @@ impl Write<'_> {
         self.dots.iter().copied().filter(move |&dot| known.is_some_and(|known| !known.covers(dot)))
     }
 
-    /// When it could last do anything; `None` when there is no such time, for it is unknown or has late events.
+    /// When it could last replace anything; `None` when there is no such time known.
     #[must_use]
     pub fn over(&self) -> Option<Micros> {
         match self.fate {
-            Fate::Acknowledged(_) if self.late_dots().next().is_none() => self.op.returned,
-            Fate::Acknowledged(_) | Fate::Open => None,
+            Fate::Acknowledged(_) => self.op.returned,
+            Fate::Open => None,
             Fate::Failed => Some(self.op.called),
         }
+    }
+
+    /// Whether its value may show again after it was replaced.
+    #[must_use]
+    pub fn may_surface(&self) -> bool {
+        self.over().is_none() || self.late_dots().next().is_some()
     }
 
     /// Whether the two may have been at work at one time.

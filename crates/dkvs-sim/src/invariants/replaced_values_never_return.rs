@@ -8,7 +8,7 @@
 //! 3. *After a put with a context.* What the context of an acknowledged write covers no later get with R + W > N shows.
 //! 4. *After a blind write.* With 2W > N, a put without a context replaces everything acknowledged before it began: once it
 //!    is acknowledged itself, no later get with R + W > N shows such a value. This is checked for blind writes that no
-//!    other write could have replaced meanwhile, and for values whose writes were over: not executed once more.
+//!    other write could have replaced meanwhile, and for values of writes that no second server had begun as well.
 //! 5. *In the end.* When all owners have exchanged their records, what any get had seen to be gone is gone, however few it
 //!    asked, and so is what claims 3 and 4 say was replaced; unless as many owners as had to hold the get's or write's state were
 //!    damaged before a repair.
@@ -88,17 +88,17 @@ fn after_contexts(key: &Key<'_>, read: &Read<'_>, value: Option<ValueId>, findin
     }
 }
 
-/// Without a context, acknowledged, over, and nothing at work meanwhile may have replaced it.
+/// Without a context, acknowledged, and nothing at work meanwhile may have replaced it.
 fn is_lone_blind(key: &Key<'_>, write: &Write<'_>) -> bool {
     let disturbs =
         |other: &Write<'_>| other.may_replace(write) && other.may_have_happened(key) && other.overlaps(write);
     let alone = || !key.writes.iter().any(disturbs);
-    write.is_blind() && write.is_acknowledged() && write.over().is_some() && alone()
+    write.is_blind() && write.is_acknowledged() && alone()
 }
 
 /// Whether `blind` must have removed what `old` had written.
 fn must_have_replaced(key: &Key<'_>, blind: &Write<'_>, old: &Write<'_>) -> bool {
-    old.number != blind.number && old.is_acknowledged() && old.over().is_some() && key.keeps(old.op, blind.op)
+    old.number != blind.number && old.is_acknowledged() && !old.may_surface() && key.keeps(old.op, blind.op)
 }
 
 fn after_blind_writes(

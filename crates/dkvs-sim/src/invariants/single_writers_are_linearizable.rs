@@ -6,8 +6,8 @@
 //! their times and in which each get returns what was last written.
 //!
 //! How a key's answers become a register's:
-//! - An acknowledged write happens once, between call and return. Each event of it that its returned context does not
-//!   cover is of another execution, which may take effect at any time after the call, even after the acknowledgement.
+//! - An acknowledged write happens once, between call and return. A second execution of it, which may show later, replaces
+//!   nothing newer: it can only stand beside what was written since.
 //! - A write with an unknown outcome may take effect at any time after its call, or never, and once for each of its events.
 //! - A get that shows several siblings counts as a get of any one of them. Siblings are what an unknown write leaves beside a
 //!   later one, and a write with a context that did not cover the one before; which is shown first is for the clocks.
@@ -137,8 +137,7 @@ fn register<'a>(key: &Key<'a>) -> (Vec<&'a Operation>, Vec<Op<State>>) {
 /// How often a write may take effect at a time of its own.
 fn other_effects(write: &Write<'_>) -> usize {
     match write.fate {
-        Fate::Acknowledged(_) => write.late_dots().count(),
+        Fate::Acknowledged(_) | Fate::Failed => 0,
         Fate::Open => write.dots.len().max(1),
-        Fate::Failed => 0,
     }
 }

@@ -123,7 +123,7 @@ impl Story {
         self.learn(text)
     }
 
-    /// The last put was executed once more, as this event, which its acknowledgement does not know.
+    /// The last put was begun by a second server too, as this event, which its acknowledgement does not know.
     pub(crate) fn again(mut self, event: &str) -> Self {
         let (number, _) = self.last_write();
         self.seen(event, number)
