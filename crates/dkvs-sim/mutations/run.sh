@@ -2,12 +2,18 @@
 # Plants each bug of this directory in a copy of the tree, one at a time, and lets the simulator look for it.
 #
 #     crates/dkvs-sim/mutations/run.sh [NAME...]       all bugs, or those named
+#     crates/dkvs-sim/mutations/run.sh --check         only whether each still fits the code
 #
 # Prints, for each, the seeds it took, as a row of the table in docs/testing.md. Seeds count up from FIRST (default 1);
 # after SEEDS (default 2000) seeds without a violation the bug counts as missed, and the exit status is 1.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../../.." && pwd)
+if [ "${1:-}" = --check ]; then
+    cd "$top"
+    for patch in "$here"/*.patch; do git apply --check "$patch"; done
+    exit
+fi
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 export CARGO_TARGET_DIR="${MUTATIONS_TARGET_DIR:-$top/target/mutations}"
