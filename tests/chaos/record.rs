@@ -17,7 +17,7 @@ pub(crate) struct Record {
     operations: Mutex<Vec<Operation>>,
     troubles: Mutex<Vec<String>>,
     notes: Mutex<File>,
-    repeatable: Mutex<BTreeSet<ValueId>>,
+    begun_twice: Mutex<BTreeSet<ValueId>>,
     writes: AtomicU64,
     clients: AtomicU32,
 }
@@ -37,7 +37,7 @@ impl Record {
             operations: Mutex::default(),
             troubles: Mutex::default(),
             notes: Mutex::new(File::create(directory.join("nemesis.log")).unwrap()),
-            repeatable: Mutex::default(),
+            begun_twice: Mutex::default(),
             writes: AtomicU64::new(0),
             clients: AtomicU32::new(0),
         }
@@ -96,14 +96,14 @@ impl Record {
         operations[id].outcome = outcome;
     }
 
-    /// The client may have given a write to a second coordinator, although it was acknowledged in the end.
-    pub(crate) fn may_be_repeated(&self, write: ValueId) {
-        lock(&self.repeatable).insert(write);
+    /// The client may have given a write to a second server, and the first may have begun it too.
+    pub(crate) fn may_be_begun_twice(&self, write: ValueId) {
+        lock(&self.begun_twice).insert(write);
     }
 
     /// All such writes.
-    pub(crate) fn repeatable(&self) -> BTreeSet<ValueId> {
-        lock(&self.repeatable).clone()
+    pub(crate) fn begun_twice(&self) -> BTreeSet<ValueId> {
+        lock(&self.begun_twice).clone()
     }
 
     /// Something that must never happen.

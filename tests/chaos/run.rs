@@ -1,6 +1,5 @@
 //! One run: build up, break, heal, read everything, judge.
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,9 @@ use crate::servers::Servers;
 use crate::verdict::{self, Evidence, Reader};
 use crate::workload::Workload;
 
+/// Of a run's time, what is kept for healing, reading everything and judging; and how long things break at least.
+const AFTERWARDS: Duration = Duration::from_secs(10);
+const FAULTS_MIN: Duration = Duration::from_secs(5);
 /// After the faults, how soon every server must coordinate requests that need all owners.
 const PROGRESS_MAX: Duration = Duration::from_secs(30);
 /// How soon all owners must agree on everything when it is read.
@@ -29,11 +31,12 @@ const SHOWN_LEN_MAX: usize = 600;
 
 /// The inner run.
 pub(crate) fn inside(plan: &Plan) -> ExitCode {
+    let start = Instant::now();
     let servers = match network::set_up().and_then(|()| Servers::new(plan)) {
         Ok(servers) => servers,
         Err(error) => return error.report(plan).into(),
     };
-    match run(plan, &servers) {
+    match run(plan, start, &servers) {
         Ok(troubles) if troubles.is_empty() => ExitCode::SUCCESS,
         Ok(troubles) => {
             let _ = std::fs::write(plan.directory.join("violations"), troubles.join("\n"));
@@ -51,7 +54,7 @@ pub(crate) fn inside(plan: &Plan) -> ExitCode {
     }
 }
 
-fn run(plan: &Plan, servers: &Servers) -> Result<Vec<String>, NoSandbox> {
+fn run(plan: &Plan, start: Instant, servers: &Servers) -> Result<Vec<String>, NoSandbox> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let record = Arc::new(Record::new(&plan.directory));
@@ -67,7 +70,9 @@ fn run(plan: &Plan, servers: &Servers) -> Result<Vec<String>, NoSandbox> {
         async move { work.run(seed).await }
     });
 
-    torment(plan, servers, &record, &runtime, &reader);
+    let faults = plan.run.saturating_sub(start.elapsed() + AFTERWARDS).max(FAULTS_MIN);
+    record.note(format_args!("things break for {faults:?}"));
+    torment(plan.seed, faults, servers, &record, &runtime, &reader);
     servers.heal(&record);
     let healed = record.now();
     record.note("healed");
@@ -101,31 +106,35 @@ fn run(plan: &Plan, servers: &Servers) -> Result<Vec<String>, NoSandbox> {
 
     let mut troubles = record.troubles();
     troubles.extend(servers.panics());
-    // Nobody but the strict forgives a write that takes effect twice.
-    let strict = std::env::var_os("DKVS_CHAOS_STRICT").is_some();
-    let repeatable = if strict { BTreeSet::new() } else { record.repeatable() };
     troubles.extend(verdict::judge(&Evidence {
         keys: &keys,
         operations: &operations,
         ends: &ends,
-        repeatable: &repeatable,
+        begun_twice: &record.begun_twice(),
         healed,
         lateness,
     }));
-    let seconds = record.now() / 1_000_000;
+    let seconds = start.elapsed().as_secs();
     say(format_args!("chaos: {seconds} s, {} keys, {}", keys.len(), record.summary()));
     Ok(troubles)
 }
 
-/// Breaks things for as long as the plan says.
-fn torment(plan: &Plan, servers: &Servers, record: &Record, runtime: &Runtime, reader: &Reader) {
+/// Breaks things for so long.
+fn torment(
+    seed: u64,
+    faults: Duration,
+    servers: &Servers,
+    record: &Record,
+    runtime: &Runtime,
+    reader: &Reader,
+) {
     let bell = Bell::default();
     let works = |server| runtime.block_on(reader.stores(server));
     std::thread::scope(|scope| {
-        scope.spawn(|| nemesis::break_network(plan.seed, record, &bell));
-        scope.spawn(|| nemesis::break_servers(plan.seed, servers, record, &bell, &works));
+        scope.spawn(|| nemesis::break_network(seed, record, &bell));
+        scope.spawn(|| nemesis::break_servers(seed, servers, record, &bell, &works));
         // Nothing else rings it.
-        bell.wait(plan.faults);
+        bell.wait(faults);
         bell.ring();
     });
 }

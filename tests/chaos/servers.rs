@@ -53,7 +53,7 @@ impl Servers {
         for server in 0..SERVERS {
             fs::create_dir_all(servers.data(server)).expect("the run's directory can be written");
         }
-        let size = format!("size={}m", SMALL_MIB + plan.faults.as_secs());
+        let size = format!("size={}m", SMALL_MIB + plan.run.as_secs());
         let data = servers.data(SMALL);
         command("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &data.to_string_lossy()], "")?;
         Ok(servers)

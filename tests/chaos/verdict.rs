@@ -2,9 +2,16 @@
 //!
 //! To the history the simulator's invariants are applied that need neither disks nor dots (a client sees neither): gets
 //! never go back, nothing unwritten appears, operations end in time, all owners can be read after healing, single
-//! writers are linearizable. Checked here is what only this workload makes, or what contexts alone can tell: no element
-//! of a set is lost, keys with one writer end with the last write, deleted keys stay deleted, reads have heard of what
-//! was acknowledged before, and all servers say the same in the end, asked for all owners or for one.
+//! writers are linearizable. Checked here is what only this workload makes, or what contexts and times alone can tell:
+//!
+//! - No element of a set is lost.
+//! - A get whose quorum meets a write's, and that began after the write was acknowledged, has heard of it, and shows it
+//!   unless another write may have replaced it: one whose context may cover it, or one without a context that was not
+//!   over before it began. An acknowledged write is over with its answer, however many servers had begun it.
+//! - A key with one writer shows in the end nothing but the last acknowledged write and what may show late: writes of
+//!   unknown outcome, and writes that two servers may have begun. Those may stand beside the last write, but not replace
+//!   it (docs/consistency.md, *A retry*). A deletion is a write, so deleted keys stay deleted.
+//! - All servers say the same in the end, asked for all owners or for one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -21,7 +28,7 @@ use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Get, GetDone, Put, PutBody, PutDone};
 use dkvs_proto::message::{Answer, Request};
 use dkvs_sim::history::{Action, History, Micros, Operation, Outcome, ValueId};
-use dkvs_sim::invariants;
+use dkvs_sim::invariants::{self, Findings};
 use futures::StreamExt;
 use tokio::time::Instant;
 
@@ -213,7 +220,7 @@ struct Story<'a> {
     quorums: Quorums,
     operations: Vec<&'a Operation>,
     end: Option<&'a End>,
-    repeatable: &'a BTreeSet<ValueId>,
+    begun_twice: &'a BTreeSet<ValueId>,
 }
 
 /// What a verdict is based on.
@@ -224,9 +231,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) operations: &'a [Operation],
     /// What the keys are in the end.
     pub(crate) ends: &'a BTreeMap<String, End>,
-    /// Writes that may have been given to a second coordinator. Until servers know again a write they have executed,
-    /// such a write may take effect once more, later, as docs/consistency.md says of retries.
-    pub(crate) repeatable: &'a BTreeSet<ValueId>,
+    /// Writes that two servers may have begun: one of the two may show late, beside what has replaced the other.
+    pub(crate) begun_twice: &'a BTreeSet<ValueId>,
     /// When the last fault had ended.
     pub(crate) healed: Micros,
     /// How late this process was woken at worst.
@@ -235,7 +241,7 @@ pub(crate) struct Evidence<'a> {
 
 /// What does not hold.
 pub(crate) fn judge(evidence: &Evidence<'_>) -> Vec<String> {
-    let Evidence { keys, operations, ends, repeatable, healed, lateness: _ } = *evidence;
+    let Evidence { keys, operations, ends, begun_twice, healed, lateness: _ } = *evidence;
     let mut by_key = BTreeMap::<&str, Vec<&Operation>>::new();
     for operation in operations {
         by_key.entry(&operation.key).or_default().push(operation);
@@ -243,7 +249,7 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Vec<String> {
     let mut troubles = Vec::new();
     for (key, quorums) in keys {
         let operations = by_key.remove(key.as_str()).unwrap_or_default();
-        let story = Story { key, quorums: *quorums, operations, end: ends.get(key), repeatable };
+        let story = Story { key, quorums: *quorums, operations, end: ends.get(key), begun_twice };
         troubles.extend(story.troubles());
     }
     troubles.extend(simulators(evidence));
@@ -260,36 +266,34 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Vec<String> {
 
 /// What the simulator's invariants say, those that need neither dots nor disks.
 fn simulators(evidence: &Evidence<'_>) -> Vec<String> {
-    const ALWAYS: [&str; 4] = [
+    const NAMES: [&str; 5] = [
         "gets_never_go_back",
         "nothing_unwritten_appears",
         "operations_end_in_time",
         "owners_agree_after_healing",
+        "single_writers_are_linearizable",
     ];
-    // It has to know of writes that were executed twice, which only their dots tell.
-    const ONCE: [&str; 1] = ["single_writers_are_linearizable"];
     let late = Micros::try_from((SLACK + evidence.lateness).as_micros()).unwrap();
     let excused =
         |operation: &Operation| Operation { deadline: operation.deadline + late, ..operation.clone() };
-    let operations: Vec<Operation> = evidence.operations.iter().map(excused).collect();
-    let twice: BTreeSet<&str> = evidence
-        .operations
-        .iter()
-        .filter(|operation| {
-            write_of(operation).is_some_and(|(write, _)| evidence.repeatable.contains(&write))
-        })
-        .map(|operation| operation.key.as_str())
-        .collect();
-    let once =
-        operations.iter().filter(|operation| !twice.contains(operation.key.as_str())).cloned().collect();
-    let apply = |names: &[&str], operations: Vec<Operation>| {
-        let history = History { operations, healed: Some(evidence.healed), ..History::default() };
-        let found = invariants::examine(&history).into_iter();
-        let found = found.filter(|findings| names.contains(&findings.invariant));
-        found.flat_map(|findings| findings.violations).collect::<Vec<_>>()
+    let quorums: BTreeMap<&str, Quorums> =
+        evidence.keys.iter().map(|(key, quorums)| (key.as_str(), *quorums)).collect();
+    // Of a key that is read by one owner alone, if only in the end, nothing is claimed that overlapping quorums make true.
+    let as_agreed = |operation: &&Operation| {
+        let agreed = quorums.get(operation.key.as_str());
+        write_of(operation).is_some() || operation.quorum > 1 || agreed.is_none_or(|quorums| quorums.r == 1)
     };
-    let violations = [apply(&ALWAYS, operations), apply(&ONCE, once)].into_iter().flatten();
-    violations.map(|violation| format!("{}: {}", violation.invariant, violation.what)).collect()
+    let operations = evidence.operations.iter().filter(as_agreed).map(excused).collect();
+    let history = History { operations, healed: Some(evidence.healed), ..History::default() };
+    let found = invariants::examine(&history).into_iter();
+    let found = found.filter(|findings| NAMES.contains(&findings.invariant));
+    let troubles = found.flat_map(|findings| {
+        let Findings { invariant, tested, violations, .. } = findings;
+        let untested = (tested == 0).then(|| "could never be tested".to_owned());
+        let violated = violations.into_iter().map(|violation| violation.what);
+        untested.into_iter().chain(violated).map(move |what| format!("{invariant}: {what}"))
+    });
+    troubles.collect()
 }
 
 fn write_of(operation: &Operation) -> Option<(ValueId, Option<ValueId>)> {
@@ -324,11 +328,12 @@ impl Story<'_> {
             }
             match self.key.split(' ').next() {
                 Some("set") => troubles.extend(self.elements_lost(end)),
-                Some("own" | "gone") => troubles.extend(self.not_the_last(end)),
+                Some("own" | "gone") => troubles.extend(self.returned(end)),
                 _ => {}
             }
         }
         troubles.extend(self.unaware());
+        troubles.extend(self.lost());
         troubles
     }
 
@@ -348,32 +353,83 @@ impl Story<'_> {
             .then(|| format!("{:?} lost acknowledged adds: {lost:?}; in the end {end:?}", self.key))
     }
 
-    /// A key with one writer ends with the last acknowledged write. A write that may take effect later, because nobody
-    /// heard of it again or because it was given to two coordinators, may stand beside it or replace it.
-    fn not_the_last(&self, end: &End) -> Option<String> {
-        let writes: Vec<&Operation> = self.writes().collect();
-        let last = writes.iter().rfind(|operation| acknowledged(operation))?;
-        let last_value = write_of(last).and_then(|(_, value)| value);
-        let later: Vec<_> = writes.iter().filter(|operation| self.may_come_later(operation)).collect();
-        let later_values: BTreeSet<ValueId> =
-            later.iter().filter_map(|operation| write_of(operation)?.1).collect();
-        let found: BTreeSet<ValueId> = end.values.keys().copied().collect();
+    /// What a get does not show, although it was acknowledged before and nobody may have replaced it.
+    fn lost(&self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        for write in self.writes() {
+            let (Some((_, value)), Some((acknowledged, _))) = (write_of(write), acknowledgement(write))
+            else {
+                continue;
+            };
+            let replacing = self.writes().filter(|by| self.may_replace(by, write));
+            let replaced = replacing.map(|by| by.called).min().unwrap_or(Micros::MAX);
+            let without = self.operations.iter().find(|get| {
+                let meets = get.quorum + write.quorum > self.quorums.n && acknowledged < get.called;
+                let in_time = get.returned.is_some_and(|returned| returned < replaced);
+                let shows = match &get.outcome {
+                    Outcome::Read { values, .. } => values.contains(&value),
+                    Outcome::Pending
+                    | Outcome::Written { .. }
+                    | Outcome::Failed
+                    | Outcome::Unknown
+                    | Outcome::Unavailable => true,
+                };
+                meets && in_time && !shows
+            });
+            troubles.extend(without.map(|get| {
+                format!("{write:?} was acknowledged and replaced by nobody, and is not shown by {get:?}")
+            }));
+        }
+        troubles
+    }
+
+    /// Whether one write may have replaced what another had written.
+    fn may_replace(&self, by: &Operation, old: &Operation) -> bool {
+        let Action::Write { context, .. } = &by.action else { return false };
+        if by.id == old.id || by.outcome == Outcome::Failed {
+            return false;
+        }
+        match context {
+            // What a client had seen before the old write was called does not cover it.
+            Some(context) => !context.is_empty() && !self.was_seen_before(context, old.called),
+            // Only while its outcome is unknown may it go on.
+            None => acknowledgement(by).is_none_or(|(over, _)| over >= old.called),
+        }
+    }
+
+    fn was_seen_before(&self, context: &VersionVector, at: Micros) -> bool {
+        let seen = |operation: &&Operation| match &operation.outcome {
+            Outcome::Written { context: seen } | Outcome::Read { context: seen, .. } => seen == context,
+            Outcome::Pending | Outcome::Failed | Outcome::Unknown | Outcome::Unavailable => false,
+        };
+        let before = |operation: &&&Operation| operation.returned.is_some_and(|returned| returned < at);
+        self.operations.iter().filter(before).any(seen)
+    }
+
+    /// What a key with one writer shows in the end besides the last acknowledged write, although it was replaced.
+    fn returned(&self, end: &End) -> Option<String> {
         // A put without a context replaces what was acknowledged before only if the write quorums overlap; with a
         // context, what the context covers.
-        let exact = 2 * self.quorums.w > self.quorums.n && !self.uses_old_contexts();
-        let missing = last_value.is_some_and(|value| !found.contains(&value)) && later.is_empty();
-        let extra = found.iter().any(|value| Some(*value) != last_value && !later_values.contains(value));
-        (missing || exact && extra).then(|| {
+        if 2 * self.quorums.w <= self.quorums.n || self.uses_old_contexts() {
+            return None;
+        }
+        let writes: Vec<&Operation> = self.writes().collect();
+        let last = writes.iter().rfind(|operation| acknowledged(operation))?;
+        let may_stand = |operation: &&&Operation| operation.id == last.id || self.may_show_late(operation);
+        let may_stand: BTreeSet<ValueId> =
+            writes.iter().filter(may_stand).filter_map(|operation| write_of(operation)?.1).collect();
+        let returned: Vec<_> = end.values.keys().filter(|value| !may_stand.contains(value)).collect();
+        (!returned.is_empty()).then(|| {
             format!(
-                "{:?} should end with the write of operation {}, but ends with {end:?}",
+                "{:?} should end with the write of operation {}, but {returned:?} came back: {end:?}",
                 self.key, last.id
             )
         })
     }
 
-    fn may_come_later(&self, operation: &Operation) -> bool {
+    fn may_show_late(&self, operation: &Operation) -> bool {
         matches!(operation.outcome, Outcome::Unknown | Outcome::Pending)
-            || write_of(operation).is_some_and(|(write, _)| self.repeatable.contains(&write))
+            || write_of(operation).is_some_and(|(write, _)| self.begun_twice.contains(&write))
     }
 
     /// Whether the writer passed contexts that did not cover all it had written.

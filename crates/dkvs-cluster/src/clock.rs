@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dkvs_core::hlc::{Hlc, HybridClock, WallMs};
 use dkvs_core::record::Record;
+use dkvs_net::{Gauge, Level};
 
 /// Where wall time comes from: milliseconds since 1970.
 pub type WallClock = Arc<dyn Fn() -> WallMs + Send + Sync>;
@@ -14,6 +15,7 @@ pub type WallClock = Arc<dyn Fn() -> WallMs + Send + Sync>;
 pub(crate) struct Clock {
     wall: WallClock,
     state: Mutex<State>,
+    reported: Gauge,
 }
 
 struct State {
@@ -29,7 +31,8 @@ const REPORTED_MAX: usize = 1_024;
 impl Clock {
     pub(crate) fn new(wall: WallClock, skew_ms_max: u64) -> Self {
         let hybrid = HybridClock::new(skew_ms_max);
-        Self { wall, state: Mutex::new(State { hybrid, skew_ms_seen: 0, reported: BTreeSet::new() }) }
+        let state = State { hybrid, skew_ms_seen: 0, reported: BTreeSet::new() };
+        Self { wall, state: Mutex::new(state), reported: Gauge::new(REPORTED_MAX) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -47,13 +50,21 @@ impl Clock {
         let mut state = self.state();
         if let Err(ahead) = state.hybrid.observe(latest, now_ms) {
             state.skew_ms_seen = state.skew_ms_seen.max(ahead.skew_ms);
-            if state.reported.len() < REPORTED_MAX && state.reported.insert(from) {
+            if state.reported.len() >= REPORTED_MAX {
+                self.reported.was_full();
+            } else if state.reported.insert(from) {
+                self.reported.set(state.reported.len());
                 tracing::warn!(
                     peer = %from, skew_ms = ahead.skew_ms,
                     "a peer's clock is too far ahead and is not followed; check its time synchronisation"
                 );
             }
         }
+    }
+
+    /// How many peers were reported.
+    pub(crate) fn level(&self) -> Level {
+        self.reported.level("reported_peers")
     }
 
     /// The largest lead that was not followed, in milliseconds.

@@ -31,6 +31,15 @@ pub struct ServerConfig {
     pub clock_skew_ms_max: u64,
     /// Longest time a request may ask for.
     pub timeout_max: Duration,
+    /// Changes that may wait for the writer; one more waits with its sender.
+    pub changes_max: usize,
+    /// Bytes of long changes that may wait for the writer or be applied; one more waits with its sender.
+    pub change_bytes_max: usize,
+    /// Most changes in one commit. More would only make the first of them wait longer.
+    pub batch_max: usize,
+    /// Bytes that requests may hold in the background after they were answered, for owners that have not answered. What
+    /// would need more is given up: those owners are brought up to date by a later read.
+    pub background_bytes_max: usize,
     /// The transport.
     pub endpoint: EndpointConfig,
     /// Where the data is, as shown to operators; empty when it is in memory.
@@ -63,6 +72,10 @@ impl ServerConfig {
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             clock_skew_ms_max: 60_000,
             timeout_max: Duration::from_secs(60),
+            changes_max: 4_096,
+            change_bytes_max: 256 << 20,
+            batch_max: 1_024,
+            background_bytes_max: 256 << 20,
             endpoint: EndpointConfig::default(),
             data_dir: String::new(),
             wall_clock,

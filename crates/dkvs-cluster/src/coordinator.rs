@@ -2,7 +2,7 @@
 //!
 //! The decisions are the folds of `dkvs_core::quorum`; the code here sends what they ask for, to all owners at once,
 //! and feeds them the answers as they come. The client is answered at the W-th or R-th; what is still under way then
-//! goes on in the background until the request's deadline.
+//! goes on in the background until the request's deadline, if there is room for it there.
 //!
 //! ```text
 //!   put   event at this server ──> record to the other owners ──> W hold it ──┬──> answer
@@ -14,6 +14,7 @@
 //! them, is another module's business.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use dkvs_core::quorum::{Answer as OwnerState, Progress, Quorum, ReadQuorum, Writ
 use dkvs_core::record::{Body, Record, RecordHash, Sibling};
 use dkvs_core::ring::{Ring, RingId, ServerIndex};
 use dkvs_core::version::{Dot, VersionVector};
-use dkvs_net::{CallError, Endpoint, Patience, Socket, Validity};
+use dkvs_net::{CallError, Endpoint, Gauge, Patience, Socket, Validity};
 use dkvs_proto::context;
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -31,6 +32,7 @@ use dkvs_proto::message::client::{
 };
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_proto::record::fits;
 use dkvs_storage::Store;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -38,6 +40,7 @@ use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
 
 use crate::replica::{Replica, ReplicaError};
+use crate::writer::TOO_MANY_VERSIONS;
 
 /// Part of a request's time kept back, so that the client still hears who did not answer.
 const REPORT_SHARE: u32 = 10;
@@ -46,6 +49,9 @@ const REPORT_MAX: Duration = Duration::from_millis(100);
 /// Part of a request's time after which an owner that shows no sign of life is passed over when forwarding.
 const SILENCE_SHARE: u32 = 4;
 const SILENCE_MAX: Duration = Duration::from_millis(250);
+
+/// What a call under way holds beside the key and the values: its task, its place in tables, versions.
+const CALL_LEN: usize = 1_024;
 
 /// Coordinates requests on one server.
 pub(crate) struct Coordinator<S: Socket, T> {
@@ -56,6 +62,8 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) timeout_max: Duration,
     pub(crate) endpoint: Endpoint<S>,
     pub(crate) replica: Replica<T>,
+    /// Bytes held for owners that had not answered when the client was.
+    pub(crate) background: Gauge,
 }
 
 /// What one owner answered, or why it did not.
@@ -171,8 +179,14 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 Err(reason) => quorum.failed(owner, reason),
             };
         }
-        if !writes.is_empty() {
-            tokio::spawn(writes.for_each(|_| async {}));
+        let len = writes.len() * call_len(key, record);
+        if len > 0
+            && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
+        {
+            tokio::spawn(async move {
+                writes.for_each(|_| async {}).await;
+                drop(room);
+            });
         }
         quorum
     }
@@ -311,9 +325,18 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             let owners = read.quorum.answers().map(|(server, answer)| (server, owner_answer(answer)));
             return Err(missed(get.r, owners.collect(), start));
         };
+        if !fits(target) {
+            return Err(Failure::Refused(Refusal::Invalid(TOO_MANY_VERSIONS.into())));
+        }
         let done = get_done(&get, target, &read.quorum);
-        if read.is_under_way() {
-            tokio::spawn(async move { read.run_until(|_| false).await });
+        let len = read.under_way() * call_len(&get.key, target);
+        if len > 0
+            && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
+        {
+            tokio::spawn(async move {
+                read.run_until(|_| false).await;
+                drop(room);
+            });
         }
         Ok(ClientAnswer::Get(done))
     }
@@ -363,8 +386,8 @@ impl<S: Socket, T: Store> Read<S, T> {
         Self { coordinator, key, deadline, quorum, fetches, repairs: FuturesUnordered::new() }
     }
 
-    fn is_under_way(&self) -> bool {
-        !self.fetches.is_empty() || !self.repairs.is_empty()
+    fn under_way(&self) -> usize {
+        self.fetches.len() + self.repairs.len()
     }
 
     /// Feeds answers to the fold and sends the repairs it asks for, until `enough` or nothing is under way.
@@ -389,10 +412,27 @@ impl<S: Socket, T: Store> Read<S, T> {
 
     fn send_repairs(&mut self) {
         for owner in self.quorum.take_repairs() {
-            let Some(target) = self.quorum.target().cloned() else { return };
+            // What no owner can read is not sent; the get is refused.
+            let Some(target) = self.quorum.target().filter(|target| fits(target)).cloned() else { return };
             let coordinator = self.coordinator.clone();
             self.repairs.push(coordinator.merge_at(owner, self.key.clone(), target, self.deadline));
         }
+    }
+}
+
+/// What a call holds until it is answered: the record, and the bytes it is sent as.
+fn call_len(key: &Bytes, record: &Record) -> usize {
+    CALL_LEN + key.len() + 2 * record.value_len()
+}
+
+/// The gauge of what goes on in the background.
+struct Background<S: Socket, T>(Arc<Coordinator<S, T>>);
+
+impl<S: Socket, T> Deref for Background<S, T> {
+    type Target = Gauge;
+
+    fn deref(&self) -> &Gauge {
+        &self.0.background
     }
 }
 

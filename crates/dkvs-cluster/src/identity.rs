@@ -53,14 +53,18 @@ impl Identity {
         self.dots.incarnation()
     }
 
-    /// The dot of the next event on a key; see [`Dots::next`].
+    /// The dot of the next event on a key; see [`Dots::next`]. A peer or a context may name events of this server that it
+    /// never made: their epochs are passed over, as many as one vector can name.
     pub(crate) fn next_dot(&mut self, known: &VersionVector, own: Option<Dot>) -> Dot {
         loop {
-            if let Some(dot) = self.dots.next(known, own) {
-                return dot;
+            match self.dots.next(known, own) {
+                Some(dot) if !known.covers(dot) => return dot,
+                Some(_) => {}
+                None => {
+                    self.dots = Dots::new(self.random.next_u64(), 1);
+                    self.lease_end = 0;
+                }
             }
-            self.dots = Dots::new(self.random.next_u64(), 1);
-            self.lease_end = 0;
         }
     }
 
@@ -132,6 +136,16 @@ mod tests {
             before.incarnation(),
             "which may have told others more than the store holds"
         );
+    }
+
+    #[test]
+    fn epochs_that_somebody_made_up_are_passed_over() {
+        let mut identity =
+            Identity { dots: Dots::new(7, 5), lease_end: 1_024, random: StdRng::seed_from_u64(3) };
+        let invented = |epoch| Dot { actor: dkvs_core::version::Actor { incarnation: 7, epoch }, counter: 9 };
+        let known = (5..9).map(invented).collect();
+        let dot = identity.next_dot(&known, None);
+        assert_eq!((dot.actor.incarnation, dot.actor.epoch, dot.counter), (7, 9, 1));
     }
 
     #[test]

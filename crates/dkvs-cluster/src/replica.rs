@@ -3,24 +3,34 @@
 //! Reads go straight to the store and see what is committed. Changes go through the one writer of
 //! [`crate::writer`], which serialises them and answers when they are durable.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dkvs_core::record::{Body, OpId, Record};
 use dkvs_core::version::{Dot, VersionVector};
-use dkvs_net::Validity;
+use dkvs_net::{Gauge, Held, Level, Validity};
 use dkvs_proto::message::Refusal;
 use dkvs_storage::{Durability, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::rngs::StdRng;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::stored::{Stored, key_of, store_key};
-use crate::writer::{Change, Event, Totals, Writer};
+use crate::writer::{Change, Event, Gauges, Queued, Totals, Writer};
 
-/// Changes waiting for the writer; one more waits with its sender.
-const QUEUE_LEN: usize = 4_096;
+/// The unit in which room for long changes is counted, in bytes. A change shorter than one is bounded by the length of the
+/// queue, and takes no room.
+const ROOM_UNIT_LEN: usize = 4 * 1_024;
+
+/// How much may wait for the writer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueueLimits {
+    pub(crate) changes_max: usize,
+    pub(crate) bytes_max: usize,
+    pub(crate) batch_max: usize,
+}
 
 /// Why a replica did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -51,10 +61,28 @@ impl ReplicaError {
 /// One entry of a page: a key and its record.
 pub(crate) type Entry = (Bytes, Record);
 
+/// The gauge of the bytes of long changes.
+#[derive(Debug)]
+pub(crate) struct SharedGauge(Arc<Gauges>);
+
+impl Deref for SharedGauge {
+    type Target = Gauge;
+
+    fn deref(&self) -> &Gauge {
+        &self.0.change_bytes
+    }
+}
+
+/// Room that a long change takes from before it queues until it is committed.
+pub(crate) type Room = (OwnedSemaphorePermit, Held<SharedGauge>);
+
 /// This server's records. Clones share them.
 pub struct Replica<T> {
     store: Arc<T>,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<Queued>,
+    room: Arc<Semaphore>,
+    room_units: usize,
+    gauges: Arc<Gauges>,
     stop: watch::Sender<bool>,
     stopped: watch::Receiver<bool>,
     totals: watch::Receiver<Totals>,
@@ -65,6 +93,9 @@ impl<T> Clone for Replica<T> {
         Self {
             store: self.store.clone(),
             changes: self.changes.clone(),
+            room: self.room.clone(),
+            room_units: self.room_units,
+            gauges: self.gauges.clone(),
             stop: self.stop.clone(),
             stopped: self.stopped.clone(),
             totals: self.totals.clone(),
@@ -87,6 +118,7 @@ impl<T: Store> Replica<T> {
         store: Arc<T>,
         start: Start,
         durability: Durability,
+        limits: QueueLimits,
         clock: Arc<Clock>,
         random: StdRng,
     ) -> Result<Self, StoreError> {
@@ -96,11 +128,15 @@ impl<T: Store> Replica<T> {
             incarnation = format_args!("{:016x}", identity.incarnation()),
             "replica opened"
         );
-        let (changes, queue) = mpsc::channel(QUEUE_LEN);
+        let (changes, queue) = mpsc::channel(limits.changes_max);
+        let room_units = limits.bytes_max / ROOM_UNIT_LEN;
+        let gauges = Arc::new(Gauges::new(limits, room_units * ROOM_UNIT_LEN));
         let (stop, stopping) = watch::channel(false);
-        let (writer, stopped, totals) = Writer::new(store.clone(), identity, clock, durability)?;
-        tokio::spawn(writer.run(queue, stopping));
-        Ok(Self { store, changes, stop, stopped, totals })
+        let (writer, stopped, totals) =
+            Writer::new(store.clone(), identity, clock, durability, gauges.clone())?;
+        tokio::spawn(writer.run(queue, limits.batch_max, stopping));
+        let room = Arc::new(Semaphore::new(room_units));
+        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals })
     }
 
     /// The record of a key; empty when there is none.
@@ -125,13 +161,15 @@ impl<T: Store> Replica<T> {
         body: Body,
         valid: Validity,
     ) -> Result<Event, ReplicaError> {
-        self.change(|done| Change::Event { key, context, op, body, valid, done }).await
+        let len = key.len() + body.len();
+        self.change(len, |done| Change::Event { key, context, op, body, valid, done }).await
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
     /// context would have had to replace and had not heard of; see [`Record::missed_by`].
     pub(crate) async fn merge(&self, key: Bytes, record: Record) -> Result<Vec<Dot>, ReplicaError> {
-        self.change(|done| Change::Merge { key, record, done }).await
+        let len = key.len() + record.value_len();
+        self.change(len, |done| Change::Merge { key, record, done }).await
     }
 
     /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
@@ -143,17 +181,46 @@ impl<T: Store> Replica<T> {
         missed: VersionVector,
         valid: Validity,
     ) -> Result<Option<Event>, ReplicaError> {
-        self.change(|done| Change::Supersede { key, first, missed, valid, done }).await
+        let len = key.len() + first.record.value_len();
+        self.change(len, |done| Change::Supersede { key, first, missed, valid, done }).await
     }
 
+    /// Has the writer apply a change of so many bytes. Whoever gives it up meanwhile leaves it in the queue, so that the
+    /// room it takes is not the caller's but its own.
     async fn change<A>(
         &self,
+        len: usize,
         change: impl FnOnce(oneshot::Sender<Result<A, ReplicaError>>) -> Change,
     ) -> Result<A, ReplicaError> {
         let (done, answer) = oneshot::channel();
         let stopping = || ReplicaError::Refused(Refusal::Stopping);
-        self.changes.send(change(done)).await.map_err(|_| stopping())?;
+        let room = self.room_for(len).await;
+        if self.changes.capacity() == 0 {
+            self.gauges.changes.was_full();
+        }
+        let queued = Queued { change: change(done), room };
+        self.changes.send(queued).await.map_err(|_| stopping())?;
         answer.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// Waits for room for a change of so many bytes, if it needs any. One that needs more than there is takes all.
+    async fn room_for(&self, len: usize) -> Option<Room> {
+        let units = (len / ROOM_UNIT_LEN).min(self.room_units);
+        if units == 0 {
+            return None;
+        }
+        if units > self.room.available_permits() {
+            self.gauges.change_bytes.was_full();
+        }
+        let permits = u32::try_from(units).unwrap_or(u32::MAX);
+        let permit = self.room.clone().acquire_many_owned(permits).await.ok()?;
+        Some((permit, Gauge::hold(SharedGauge(self.gauges.clone()), units * ROOM_UNIT_LEN)))
+    }
+
+    /// How full the writer's queue and its batches are, and were at most.
+    pub(crate) fn levels(&self) -> [Level; 3] {
+        let Gauges { changes, change_bytes, batch } = &*self.gauges;
+        [changes.level("changes"), change_bytes.level("change_bytes"), batch.level("batch")]
     }
 
     /// A page of the records after a store key, and where the next page starts. Damaged records are left out.
@@ -194,6 +261,7 @@ mod tests {
     use std::time::Duration;
 
     use dkvs_core::hlc::Hlc;
+    use dkvs_core::limits::VERSION_VECTOR_LEN_MAX;
     use dkvs_core::record::Write;
     use dkvs_core::version::Actor;
     use dkvs_storage::MemoryStore;
@@ -206,7 +274,8 @@ mod tests {
     async fn replica() -> Replica<MemoryStore> {
         let clock = Arc::new(Clock::new(Arc::new(|| 1_000), 1_000));
         let random = StdRng::seed_from_u64(1);
-        Replica::open(Arc::new(MemoryStore::new()), Start::New, Durability::Memory, clock, random)
+        let limits = QueueLimits { changes_max: 8, bytes_max: 1 << 20, batch_max: 4 };
+        Replica::open(Arc::new(MemoryStore::new()), Start::New, Durability::Memory, limits, clock, random)
             .await
             .unwrap()
     }
@@ -252,6 +321,20 @@ mod tests {
             let event = replica.event(KEY, context, op(1), value("v"), Validity::unlimited()).await.unwrap();
             assert_eq!(event.record, before);
         }
+    }
+
+    /// A peer has filled the key's vector with actors of its own making.
+    #[tokio::test]
+    async fn a_put_that_would_leave_an_unreadable_record_is_refused() {
+        let replica = replica().await;
+        let actors = 1..=VERSION_VECTOR_LEN_MAX as u64;
+        let dot = |incarnation| Dot { actor: Actor { incarnation, epoch: 1 }, counter: u64::MAX };
+        let full = Record::from_parts(actors.map(dot).collect(), Vec::new()).unwrap();
+        replica.merge(KEY, full.clone()).await.unwrap();
+        let refused = |error| matches!(error, ReplicaError::Refused(Refusal::Invalid(_)));
+        let put = replica.event(KEY, None, op(1), value("v"), Validity::unlimited()).await;
+        assert!(put.is_err_and(refused));
+        assert_eq!(replica.fetch(&KEY).unwrap(), full);
     }
 
     #[tokio::test(start_paused = true)]

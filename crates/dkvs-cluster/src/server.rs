@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dkvs_core::quorum::Quorum;
 use dkvs_core::record::Record;
-use dkvs_net::{Endpoint, Service, Socket, Validity};
+use dkvs_net::{Endpoint, Gauge, Level, Service, Socket, Validity};
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Request};
 use dkvs_storage::{Start, Store, StoreError};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::config::ServerConfig;
 use crate::coordinator::Coordinator;
-use crate::replica::{Replica, ReplicaError};
+use crate::replica::{QueueLimits, Replica, ReplicaError};
 
 /// A running server. Dropping it without [`Server::stop`] is like a crash.
 pub struct Server<S: Socket, T: Store> {
@@ -56,11 +56,23 @@ impl<S: Socket, T: Store> Server<S, T> {
         let mut random = StdRng::seed_from_u64(config.seed);
         let clock = Arc::new(Clock::new(config.wall_clock, config.clock_skew_ms_max));
         let identity_random = StdRng::seed_from_u64(random.next_u64());
-        let replica =
-            Replica::open(Arc::new(store), start, config.durability, clock.clone(), identity_random).await?;
+        let limits = QueueLimits {
+            changes_max: config.changes_max,
+            bytes_max: config.change_bytes_max,
+            batch_max: config.batch_max,
+        };
+        let (store, durability) = (Arc::new(store), config.durability);
+        let replica = Replica::open(store, start, durability, limits, clock.clone(), identity_random).await?;
         for (key, value) in initial {
             let record = Record::initial(&key, value);
-            replica.merge(key, record).await?;
+            match replica.merge(key, record).await {
+                Ok(_) => {}
+                // Its gets are refused until it is mended. That is no reason to leave all other keys without this server.
+                Err(ReplicaError::Damaged(error)) => {
+                    tracing::error!(%error, "an initial pair's record is damaged");
+                }
+                Err(error) => return Err(error),
+            }
         }
         let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
         let coordinator = Coordinator {
@@ -71,6 +83,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             timeout_max: config.timeout_max,
             endpoint: endpoint.clone(),
             replica,
+            background: Gauge::new(config.background_bytes_max),
         };
         let running = Arc::new(Running {
             coordinator: Arc::new(coordinator),
@@ -93,6 +106,17 @@ impl<S: Socket, T: Store> Server<S, T> {
     #[must_use]
     pub fn replica(&self) -> &Replica<T> {
         &self.running.coordinator.replica
+    }
+
+    /// How full everything here is that has a limit, and was at most. What requests being served hold beside is bounded by
+    /// their number.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        let mut levels = self.running.coordinator.endpoint.levels();
+        levels.extend(self.running.coordinator.replica.levels());
+        levels.push(self.running.coordinator.background.level("background_bytes"));
+        levels.push(self.running.clock.level());
+        levels
     }
 
     /// Stops: finishes what it is doing for at most `grace`, then makes everything durable and closes the store.

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dkvs_core::limits::RECORD_LEN_MAX;
-use dkvs_core::record::{Body, OpId, Record, Write};
+use dkvs_core::limits::{RECORD_LEN_MAX, SIBLINGS_LEN_MAX, VERSION_VECTOR_LEN_MAX};
+use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::version::{Dot, VersionVector};
-use dkvs_net::Validity;
+use dkvs_net::{Gauge, Validity};
 use dkvs_proto::message::Refusal;
 use dkvs_proto::record::fits;
 use dkvs_storage::{Batch, Durability, Keyspace, Store, StoreError};
@@ -22,11 +22,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::identity::Identity;
-use crate::replica::ReplicaError;
+use crate::replica::{QueueLimits, ReplicaError, Room};
 use crate::stored::{Stored, store_key};
 
-/// Most changes in one commit. More would only make the first of them wait longer.
-const BATCH_LEN_MAX: usize = 1_024;
+/// Bytes of records after which a batch takes no more changes: a small change to a key with many values reads and writes
+/// all of them.
+const BATCH_BYTES_MAX: usize = 64 << 20;
+
+/// What is said of a record that is over the limits of its layout.
+pub(crate) const TOO_MANY_VERSIONS: &str = "the key's record would have more versions than a record can hold";
 
 const TOTALS_KEY: &[u8] = b"totals";
 
@@ -54,6 +58,30 @@ pub(crate) enum Change {
         record: Record,
         done: Done<Vec<Dot>>,
     },
+}
+
+/// A change in the queue, and the room it takes if it is long.
+pub(crate) struct Queued {
+    pub(crate) change: Change,
+    pub(crate) room: Option<Room>,
+}
+
+/// Of the writer's queue and batches.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    pub(crate) changes: Gauge,
+    pub(crate) change_bytes: Gauge,
+    pub(crate) batch: Gauge,
+}
+
+impl Gauges {
+    pub(crate) fn new(limits: QueueLimits, bytes_max: usize) -> Self {
+        Self {
+            changes: Gauge::new(limits.changes_max),
+            change_bytes: Gauge::new(bytes_max),
+            batch: Gauge::new(limits.batch_max),
+        }
+    }
 }
 
 /// An event that this server made.
@@ -142,6 +170,9 @@ pub(crate) struct Writer<T> {
     identity: Identity,
     clock: Arc<Clock>,
     durability: Durability,
+    gauges: Arc<Gauges>,
+    /// Of the records in the batch being built, as the store had them.
+    batch_bytes: usize,
     totals: watch::Sender<Totals>,
     stopped: watch::Sender<bool>,
 }
@@ -153,42 +184,65 @@ impl<T: Store> Writer<T> {
         identity: Identity,
         clock: Arc<Clock>,
         durability: Durability,
+        gauges: Arc<Gauges>,
     ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
         let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
         let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
         let (totals, watched_totals) = watch::channel(known);
         let (stopped, watched_stop) = watch::channel(false);
-        Ok((Self { store, identity, clock, durability, totals, stopped }, watched_stop, watched_totals))
+        let writer = Self { store, identity, clock, durability, gauges, batch_bytes: 0, totals, stopped };
+        Ok((writer, watched_stop, watched_totals))
     }
 
     /// Runs until told to stop and the queue is empty.
-    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Change>, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Queued>,
+        batch_max: usize,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let mut changes = Vec::new();
         loop {
+            let gathered = queue.len();
             let received = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop), if !queue.is_closed() => {
                     queue.close();
                     continue;
                 }
-                received = queue.recv_many(&mut changes, BATCH_LEN_MAX) => received,
+                received = queue.recv_many(&mut changes, batch_max) => received,
             };
             if received == 0 {
                 break;
             }
-            self.apply(changes.drain(..)).await;
+            self.gauges.changes.set(gathered.max(received));
+            let mut changes = changes.drain(..);
+            while changes.len() > 0 {
+                self.apply(&mut changes).await;
+            }
         }
         self.stopped.send_replace(true);
     }
 
-    async fn apply(&mut self, changes: impl Iterator<Item = Change>) {
+    /// Applies the first of the changes, as many as make a batch.
+    async fn apply(&mut self, changes: &mut impl ExactSizeIterator<Item = Queued>) {
         let mut staged = BTreeMap::new();
-        let waiting: Vec<Waiting> = changes.filter_map(|change| self.stage(change, &mut staged)).collect();
+        let mut waiting = Vec::with_capacity(changes.len());
+        let mut rooms = Vec::new();
+        let before = changes.len();
+        self.batch_bytes = 0;
+        while self.batch_bytes < BATCH_BYTES_MAX
+            && let Some(Queued { change, room }) = changes.next()
+        {
+            rooms.extend(room);
+            waiting.extend(self.stage(change, &mut staged));
+        }
+        self.gauges.batch.set(before - changes.len());
         let committed = self.commit(staged).await;
         if let Err(error) = &committed {
             tracing::error!(%error, "commit failed");
         }
-        waiting.into_iter().for_each(|waiting| waiting.answer(committed.clone()));
+        waiting.into_iter().for_each(|waiting: Waiting| waiting.answer(committed.clone()));
     }
 
     /// Applies one change to the staged entries. Refusals are answered at once.
@@ -207,7 +261,7 @@ impl<T: Store> Writer<T> {
             Change::Supersede { key, first, missed, valid, done } => {
                 let result = in_time(&valid)
                     .and_then(|()| self.entry(&key, staged))
-                    .map(|entry| self.supersede(entry, &first, &missed));
+                    .and_then(|entry| self.supersede(entry, &first, &missed));
                 or_refuse(result, done).map(|(event, done)| Waiting::Superseded(done, event))
             }
         }
@@ -215,7 +269,7 @@ impl<T: Store> Writer<T> {
 
     /// The key's entry in this batch, from the store if this is the first change to it.
     fn entry<'a>(
-        &self,
+        &mut self,
         key: &[u8],
         staged: &'a mut BTreeMap<Bytes, Staged>,
     ) -> Result<&'a mut Staged, ReplicaError> {
@@ -225,6 +279,7 @@ impl<T: Store> Writer<T> {
             Entry::Vacant(slot) => {
                 let bytes = self.store.get(Keyspace::Records, slot.key())?;
                 let stored = bytes.as_ref().map(Stored::decode).transpose()?.unwrap_or_default();
+                self.batch_bytes += stored.record.value_len();
                 let before = bytes.map(|bytes| weight(slot.key(), &stored, bytes.len()));
                 Ok(slot.insert(Staged { stored, before, changed: false }))
             }
@@ -260,33 +315,52 @@ impl<T: Store> Writer<T> {
             }));
         }
         let write = Write { op, hlc: self.clock.tick(), expires: None, body };
-        let dot = self.make_event(entry, &context, write);
+        let dot = self.make_event(entry, &context, write)?;
         let record = entry.stored.record.clone();
         Ok(Event { dot, seen: record.seen_after(&context, dot), record })
     }
 
     /// The second round of a put without a context: a second event that replaces its first and what that had missed.
     /// `None` when the first has been replaced meanwhile: then what had been missed may be what replaced it.
-    fn supersede(&mut self, entry: &mut Staged, first: &Event, missed: &VersionVector) -> Option<Event> {
-        let siblings = entry.stored.record.siblings();
-        let write = siblings.iter().find(|sibling| sibling.dot == first.dot)?.write.clone();
+    fn supersede(
+        &mut self,
+        entry: &mut Staged,
+        first: &Event,
+        missed: &VersionVector,
+    ) -> Result<Option<Event>, ReplicaError> {
+        let mut siblings = entry.stored.record.siblings().iter();
+        let Some(first_write) = siblings.find(|sibling| sibling.dot == first.dot) else { return Ok(None) };
+        let write = first_write.write.clone();
         let mut context = missed.clone();
         context.add(first.dot);
-        let dot = self.make_event(entry, &context, write);
+        let dot = self.make_event(entry, &context, write)?;
         context.merge(&first.seen);
         let record = entry.stored.record.clone();
-        Some(Event { dot, seen: record.seen_after(&context, dot), record })
+        Ok(Some(Event { dot, seen: record.seen_after(&context, dot), record }))
     }
 
-    fn make_event(&mut self, entry: &mut Staged, context: &VersionVector, write: Write) -> Dot {
+    /// Refused when the record would become one that no decoder reads: then a peer or a context has named more events than
+    /// servers ever made.
+    fn make_event(
+        &mut self,
+        entry: &mut Staged,
+        context: &VersionVector,
+        write: Write,
+    ) -> Result<Dot, ReplicaError> {
         let Stored { record, own } = &mut entry.stored;
         let mut known = record.vv().clone();
         known.merge(context);
         let dot = self.identity.next_dot(&known, *own);
+        known.add(dot);
+        let stays = |sibling: &&Sibling| !sibling.dot.actor.is_initial() && !context.covers(sibling.dot);
+        let siblings = record.siblings().iter().filter(stays).count() + 1;
+        if known.len() > VERSION_VECTOR_LEN_MAX || siblings > SIBLINGS_LEN_MAX {
+            return Err(too_many_versions());
+        }
         record.event(context, dot, write);
         *own = Some(dot);
         entry.changed = true;
-        dot
+        Ok(dot)
     }
 
     /// Commits what changed. Returns when it is as durable as promised.
@@ -317,6 +391,10 @@ fn in_time(valid: &Validity) -> Result<(), ReplicaError> {
     if valid.holds() { Ok(()) } else { Err(ReplicaError::Refused(Refusal::Overloaded)) }
 }
 
+fn too_many_versions() -> ReplicaError {
+    ReplicaError::Refused(Refusal::Invalid(TOO_MANY_VERSIONS.into()))
+}
+
 fn weight(store_key: &Bytes, stored: &Stored, value_len: usize) -> Weight {
     Weight { live: stored.is_live(), bytes: (store_key.len() + value_len) as u64 }
 }
@@ -328,8 +406,7 @@ fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> 
         let mut merged = ours.clone();
         merged.merge(record);
         if !fits(&merged) {
-            let what = "a record of this many versions".into();
-            return Err(ReplicaError::Refused(Refusal::Invalid(what)));
+            return Err(too_many_versions());
         }
         *ours = merged;
         entry.changed = true;

@@ -47,7 +47,7 @@ impl<S: Socket> Shared<S> {
     ) -> Result<Begun<'_, S>, CallError> {
         let (sender, ended) = oneshot::channel();
         let mut peers = lock(&self.peers);
-        if peers.in_flight() >= self.config.calls_max {
+        if peers.is_full(to) {
             return Err(CallError::Overloaded { repeated: false });
         }
         let silent_at = patience.silence.map(|silence| Instant::now() + silence);

@@ -19,7 +19,8 @@ pub struct EndpointConfig {
     pub sessions_max: usize,
     /// Streams served at one time.
     pub streams_max: usize,
-    /// Bytes of requests that streams may hold at one time; one more waits.
+    /// Bytes of requests that streams may hold at one time, and of answers that callers may be reading from streams; one more
+    /// waits.
     pub stream_bytes_max: usize,
     /// First wait before a request is sent again. It must exceed a usual answer's time, a disk's flush included.
     pub retransmit_min: Duration,

@@ -18,10 +18,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::calls::check_len;
 use crate::config::EndpointConfig;
+use crate::gauges::{Gauge, Level};
 use crate::lock;
 use crate::outbox::{Outbox, pack};
 use crate::peers::Peers;
 use crate::proof::AddressProofs;
+use crate::serve;
 use crate::sessions::Sessions;
 use crate::socket::Socket;
 use crate::streams::{self, IdleStreams};
@@ -194,13 +196,37 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) closed: watch::Receiver<bool>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) stream_room: Semaphore,
+    pub(crate) answer_room: Semaphore,
     pub(crate) requests: Arc<Semaphore>,
+    pub(crate) gauges: Gauges,
     pub(crate) peers: Mutex<Peers>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) proofs: AddressProofs,
     pub(crate) clock: ExpiryClock,
     pub(crate) outbox: Outbox,
     pub(crate) jitter: Mutex<StdRng>,
+}
+
+/// Of what is not in a table that has a gauge of its own.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    pub(crate) requests: Gauge,
+    pub(crate) challenges: Gauge,
+    pub(crate) streams: Gauge,
+    pub(crate) stream_bytes: Gauge,
+    pub(crate) answer_bytes: Gauge,
+}
+
+impl Gauges {
+    fn new(config: &EndpointConfig) -> Self {
+        Self {
+            requests: Gauge::new(config.requests_max),
+            challenges: Gauge::new(serve::CHALLENGES_MAX),
+            streams: Gauge::new(config.streams_max),
+            stream_bytes: Gauge::new(streams::room_len(config)),
+            answer_bytes: Gauge::new(streams::room_len(config)),
+        }
+    }
 }
 
 impl<S: Socket> Endpoint<S> {
@@ -221,7 +247,7 @@ impl<S: Socket> Endpoint<S> {
         let (close, closed) = watch::channel(false);
         let shared = Shared {
             session: random.next_u64(),
-            peers: Mutex::new(Peers::new(random.next_u64() >> 2)),
+            peers: Mutex::new(Peers::new(random.next_u64() >> 2, config.calls_max)),
             proofs: AddressProofs::new((random.next_u64(), random.next_u64())),
             clock: ExpiryClock::new(random.next_u64()),
             sessions: Mutex::new(Sessions::new(config.sessions_max)),
@@ -229,6 +255,8 @@ impl<S: Socket> Endpoint<S> {
             requests: Arc::new(Semaphore::new(config.requests_max)),
             streams: Arc::new(Semaphore::new(config.streams_max)),
             stream_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
+            answer_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
+            gauges: Gauges::new(&config),
             jitter: Mutex::new(random),
             counters: Counters::default(),
             idle_streams: IdleStreams::default(),
@@ -258,6 +286,31 @@ impl<S: Socket> Endpoint<S> {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// How full everything here is that has a limit, and was at most.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        let Shared { outbox, gauges, idle_streams, .. } = &*self.shared;
+        let mut levels = vec![
+            outbox.gauge.level("outbox"),
+            idle_streams.gauge.level("idle_streams"),
+            gauges.requests.level("requests"),
+            gauges.challenges.level("challenges"),
+            gauges.streams.level("streams"),
+            gauges.stream_bytes.level("stream_bytes"),
+            gauges.answer_bytes.level("answer_bytes"),
+        ];
+        let peers = lock(&self.shared.peers);
+        levels.extend([peers.calls_gauge.level("calls"), peers.peers_gauge.level("peers")]);
+        drop(peers);
+        let sessions = lock(&self.shared.sessions);
+        levels.extend([
+            sessions.sessions_gauge.level("sessions"),
+            sessions.answers_gauge.level("answers"),
+            sessions.answers_of_one_gauge.level("answers_of_one_session"),
+        ]);
+        levels
     }
 
     /// Asks `to`, by datagram if the request fits one and by stream otherwise, and waits for the answer.

@@ -17,15 +17,18 @@
 //!   are repeated ([`sessions`](crate));
 //! - no request is begun after its caller stopped counting on it ([`validity`]);
 //! - nobody who has not proved to receive at its address is sent more bytes than it sent ([`proof`](crate));
-//! - every table and queue is bounded; what exceeds a bound is answered *overloaded*, or is a lost datagram.
+//! - every table and queue is bounded ([`gauges`]); what exceeds a bound is answered *overloaded*, waits for room until its
+//!   deadline, or is a lost datagram.
 //!
-//! Reading order: [`socket`] (the world), `proof`, `sessions` and [`validity`] (whom to serve, how often, how late), `outbox`, `peers` (calls in
+//! Reading order: [`socket`] (the world), [`gauges`], `proof`, `sessions` and [`validity`] (whom to serve, how often, how late), `outbox`, `peers` (calls in
 //! flight), [`endpoint`], `calls`, `serve`; then `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
 //!
 //! What it leaves out: congestion control. A server answers what it is asked, and callers are bounded; a path
 //! narrower than that shows as loss and is met by exponential backoff only.
 
 pub mod config;
+
+pub mod gauges;
 
 pub mod socket;
 
@@ -53,6 +56,7 @@ pub mod faults;
 
 pub use config::EndpointConfig;
 pub use endpoint::{CallError, Counters, Endpoint, NoService, Patience, Service};
+pub use gauges::{Gauge, Held, Level};
 pub use port::{Port, resolve};
 pub use socket::Socket;
 pub use validity::Validity;

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use dkvs_proto::envelope::{DatagramBuilder, Header};
 use tokio::sync::Notify;
 
+use crate::gauges::Gauge;
 use crate::lock;
 
 /// Longest run of datagrams handed to the kernel at once: the kernel cuts at most 64 segments, 65,535 bytes in all.
@@ -25,17 +26,18 @@ const RUN_LEN_MAX: usize = 65_000;
 /// A frame and where it goes.
 type Outgoing = (SocketAddr, Arc<[u8]>);
 
-/// A bounded queue that one task empties.
+/// A bounded queue that one task empties. While that sends what it took, as much again may gather.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     queue: Mutex<Vec<Outgoing>>,
     len_max: usize,
+    pub(crate) gauge: Gauge,
     filled: Notify,
 }
 
 impl Outbox {
     pub(crate) fn new(len_max: usize) -> Self {
-        Self { queue: Mutex::default(), len_max, filled: Notify::new() }
+        Self { queue: Mutex::default(), len_max, gauge: Gauge::new(len_max), filled: Notify::new() }
     }
 
     /// Queues a frame. Returns `false`, and loses it, when the queue is full.
@@ -43,9 +45,11 @@ impl Outbox {
     pub(crate) fn push(&self, to: SocketAddr, frame: Arc<[u8]>) -> bool {
         let mut queue = lock(&self.queue);
         if queue.len() >= self.len_max {
+            self.gauge.was_full();
             return false;
         }
         queue.push((to, frame));
+        self.gauge.set(queue.len());
         if queue.len() == 1 {
             self.filled.notify_one();
         }
@@ -59,7 +63,11 @@ impl Outbox {
 
     /// Everything queued so far, by destination; in the order it was queued for each.
     pub(crate) fn take(&self) -> BTreeMap<SocketAddr, Vec<Arc<[u8]>>> {
-        let taken = std::mem::take(&mut *lock(&self.queue));
+        let taken = {
+            let mut queue = lock(&self.queue);
+            self.gauge.set(0);
+            std::mem::take(&mut *queue)
+        };
         let mut by_destination: BTreeMap<SocketAddr, Vec<Arc<[u8]>>> = BTreeMap::new();
         for (to, frame) in taken {
             by_destination.entry(to).or_default().push(frame);

@@ -1,6 +1,7 @@
 //! The calls in flight, by the address they went to.
 //!
-//! A peer is added when it is first called and never removed: callers name their peers, strangers cannot.
+//! A peer is added when it is first called, as callers name their peers and strangers cannot, and forgotten only when there
+//! are too many: it costs its next call one round trip, for a new proof.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +13,11 @@ use dkvs_proto::frame::{Frame, Kind, with_expiry};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::gauges::Gauge;
 use crate::validity::{KnownClock, Validity, expires};
+
+/// Destinations remembered: more than the servers of any ring.
+pub(crate) const PEERS_MAX: usize = 1_024;
 
 /// What ends a call.
 #[derive(Debug)]
@@ -63,21 +68,41 @@ struct Peer {
 }
 
 /// All destinations.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Peers {
     peers: BTreeMap<SocketAddr, Peer>,
     next_id: u64,
     in_flight: usize,
+    calls_max: usize,
+    pub(crate) calls_gauge: Gauge,
+    pub(crate) peers_gauge: Gauge,
 }
 
 impl Peers {
-    /// Ids count up from `first_id`.
-    pub(crate) fn new(first_id: u64) -> Self {
-        Self { next_id: first_id, ..Self::default() }
+    /// Ids count up from `first_id`; at most `calls_max` calls are in flight.
+    pub(crate) fn new(first_id: u64, calls_max: usize) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            next_id: first_id,
+            in_flight: 0,
+            calls_max,
+            calls_gauge: Gauge::new(calls_max),
+            peers_gauge: Gauge::new(PEERS_MAX),
+        }
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight
+    /// Whether one more call to `to` would be too many. Makes room among the peers if need be.
+    pub(crate) fn is_full(&mut self, to: SocketAddr) -> bool {
+        if self.in_flight >= self.calls_max {
+            self.calls_gauge.was_full();
+            return true;
+        }
+        if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&to) {
+            self.peers_gauge.was_full();
+            let idle = self.peers.iter().find(|(_, peer)| peer.calls.is_empty()).map(|(&address, _)| address);
+            return idle.is_none_or(|idle| self.peers.remove(&idle).is_none());
+        }
+        false
     }
 
     /// Registers a call and returns its id. `frame` makes the request's bytes once the id and the expiry are known.
@@ -95,6 +120,8 @@ impl Peers {
         let frame = frame(id, expires(peer.clock, expiry.until(false)));
         let call = Call { frame: frame.clone(), expiry, sign_of_life: false, ended: Some(ended) };
         peer.calls.insert(id, call);
+        self.calls_gauge.set(self.in_flight);
+        self.peers_gauge.set(self.peers.len());
         (id, frame)
     }
 
@@ -108,6 +135,7 @@ impl Peers {
     pub(crate) fn end(&mut self, to: SocketAddr, id: u64) {
         if self.peers.get_mut(&to).is_some_and(|peer| peer.calls.remove(&id).is_some()) {
             self.in_flight -= 1;
+            self.calls_gauge.set(self.in_flight);
         }
     }
 

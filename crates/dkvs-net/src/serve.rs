@@ -1,6 +1,7 @@
 //! Receiving: answers go to their calls, requests to the service, and strangers have to prove their address first.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -10,10 +11,14 @@ use dkvs_proto::message::Request;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::endpoint::{Counters, Service, Shared};
+use crate::gauges::Gauge;
 use crate::lock;
 use crate::sessions::{Admission, Sessions};
 use crate::socket::Socket;
 use crate::validity::Validity;
+
+/// Challenges that may wait at one time for the socket to take them. Whoever sends junk can ask for any number.
+pub(crate) const CHALLENGES_MAX: usize = 1_024;
 
 impl<S: Socket> Shared<S> {
     pub(crate) async fn receive_loop<V: Service>(self: Arc<Self>, service: Option<Arc<V>>) {
@@ -72,7 +77,13 @@ impl<S: Socket> Shared<S> {
         datagram.push(&Frame::answer(Kind::Challenge, id, &[]));
         // Not through the outbox: there it would share an envelope with others, which have no room for its proof.
         let (shared, datagram) = (self.clone(), datagram.finish(0));
-        tokio::spawn(async move { shared.send(to, &datagram, datagram.len()).await });
+        let Some(waiting) = Gauge::try_hold(Waiting(shared.clone()), 1) else {
+            return Counters::count(&self.counters.unsent);
+        };
+        tokio::spawn(async move {
+            shared.send(to, &datagram, datagram.len()).await;
+            drop(waiting);
+        });
     }
 
     fn requested<V: Service>(
@@ -100,6 +111,11 @@ impl<S: Socket> Shared<S> {
 
     /// Decides what a request deserves. Used by both lanes.
     pub(crate) fn admit(&self, session: u64, frame: &Frame<'_>) -> Admitted {
+        if !frame.kind.is_request() {
+            // Though there may be an answer to a request with its id.
+            Counters::count(&self.counters.junk);
+            return Admitted::Ignore;
+        }
         let notice = |kind| Admitted::Answer(kind, Bytes::new());
         let validity = self.clock.validity(frame.expires);
         match lock(&self.sessions).admit(session, frame.id, frame.expires, &validity) {
@@ -113,12 +129,16 @@ impl<S: Socket> Shared<S> {
             Admission::Over => return Admitted::Ignore,
             Admission::Full => {
                 Counters::count(&self.counters.overloaded);
-                return notice(Kind::Overloaded);
+                // "Overloaded" promises that a request will never be begun. Of one that cannot be remembered nobody can: when
+                // there is room again, a copy that is still under way will be begun.
+                let harmless = matches!(Request::decode(frame.kind, frame.body), Some(Ok(request)) if request.is_idempotent());
+                return if harmless { notice(Kind::Overloaded) } else { Admitted::Ignore };
             }
         }
         let Ok(permit) = self.requests.clone().try_acquire_owned() else {
             Counters::count(&self.counters.overloaded);
-            lock(&self.sessions).forget(session, frame.id);
+            self.gauges.requests.was_full();
+            lock(&self.sessions).finished(session, frame.id, Kind::Overloaded, Bytes::new());
             return notice(Kind::Overloaded);
         };
         match Request::decode(frame.kind, frame.body) {
@@ -141,6 +161,7 @@ impl<S: Socket> Shared<S> {
         request: Request,
         validity: Validity,
     ) -> (Kind, Bytes) {
+        let _served = Gauge::hold(&self.gauges.requests, 1);
         let forget = ForgetUnlessFinished { sessions: &self.sessions, session, id };
         let idempotent = request.is_idempotent();
         let (kind, body) = service.handle(from, request, validity).await.encode();
@@ -159,6 +180,17 @@ impl<S: Socket> Shared<S> {
         if let Some(frame) = frame {
             self.push(to, frame);
         }
+    }
+}
+
+/// The gauge of the challenges that wait.
+struct Waiting<S: Socket>(Arc<Shared<S>>);
+
+impl<S: Socket> Deref for Waiting<S> {
+    type Target = Gauge;
+
+    fn deref(&self) -> &Gauge {
+        &self.0.gauges.challenges
     }
 }
 

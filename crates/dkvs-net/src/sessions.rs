@@ -13,11 +13,16 @@ use bytes::Bytes;
 use dkvs_proto::frame::Kind;
 use tokio::time::Instant;
 
+use crate::gauges::Gauge;
 use crate::proof::PROOF_LIFETIME;
 use crate::validity::Validity;
 
 /// Answers remembered for one session. A caller with more calls in flight to one server is told to slow down.
 const ANSWERS_PER_SESSION_MAX: usize = 32_768;
+
+/// Requests and answers remembered over all sessions. A session costs an address nothing, so that a limit for each would
+/// be none for one who draws many.
+const ANSWERS_MAX: usize = 8 * ANSWERS_PER_SESSION_MAX;
 
 /// A request that was admitted.
 #[derive(Debug)]
@@ -63,12 +68,26 @@ impl State {
 pub(crate) struct Sessions {
     sessions: BTreeMap<u64, Session>,
     sessions_max: usize,
+    /// Requests of all sessions.
+    answers: usize,
     swept: Instant,
+    pub(crate) sessions_gauge: Gauge,
+    pub(crate) answers_gauge: Gauge,
+    /// Of the session that has most.
+    pub(crate) answers_of_one_gauge: Gauge,
 }
 
 impl Sessions {
     pub(crate) fn new(sessions_max: usize) -> Self {
-        Self { sessions: BTreeMap::new(), sessions_max, swept: Instant::now() }
+        Self {
+            sessions: BTreeMap::new(),
+            sessions_max,
+            answers: 0,
+            swept: Instant::now(),
+            sessions_gauge: Gauge::new(sessions_max),
+            answers_gauge: Gauge::new(ANSWERS_MAX),
+            answers_of_one_gauge: Gauge::new(ANSWERS_PER_SESSION_MAX),
+        }
     }
 
     /// A datagram of `session` came: it waits for no answer below `oldest`.
@@ -77,7 +96,10 @@ impl Sessions {
             session.last_seen = Instant::now();
             if oldest > session.oldest {
                 session.oldest = oldest;
+                let before = session.requests.len();
                 session.requests.retain(|&id, state| id >= oldest || state.is_underway());
+                self.answers -= before - session.requests.len();
+                self.answers_gauge.set(self.answers);
             }
         }
     }
@@ -88,6 +110,7 @@ impl Sessions {
         self.sweep();
         let room = self.sessions.len() < self.sessions_max;
         if !room && !self.sessions.contains_key(&session) {
+            self.sessions_gauge.was_full();
             return Admission::Full;
         }
         let new = || Session {
@@ -96,8 +119,9 @@ impl Sessions {
             finished_any: false,
             last_seen: Instant::now(),
         };
-        let session = self.sessions.entry(session).or_insert_with(new);
-        match session.requests.get(&id) {
+        let name = session;
+        let session = self.sessions.entry(name).or_insert_with(new);
+        let admission = match session.requests.get(&id) {
             Some(State::Underway(begun)) => {
                 begun.extend(expires);
                 Admission::Working
@@ -105,33 +129,54 @@ impl Sessions {
             Some(State::Finished(kind, body)) => Admission::Answered(*kind, body.clone()),
             None if id < session.oldest => Admission::Over,
             None if !validity.holds() => Admission::Expired,
-            None if session.requests.len() >= ANSWERS_PER_SESSION_MAX => Admission::Full,
+            None if session.requests.len() >= ANSWERS_PER_SESSION_MAX => {
+                self.answers_of_one_gauge.was_full();
+                Admission::Full
+            }
+            None if self.answers >= ANSWERS_MAX => {
+                self.answers_gauge.was_full();
+                Admission::Full
+            }
             None => {
                 session.requests.insert(id, State::Underway(validity.clone()));
+                self.answers += 1;
+                self.answers_gauge.set(self.answers);
+                self.answers_of_one_gauge.set(session.requests.len());
                 Admission::Execute
             }
+        };
+        // What was turned away leaves nothing to remember.
+        if session.requests.is_empty() && !session.finished_any {
+            self.sessions.remove(&name);
         }
+        self.sessions_gauge.set(self.sessions.len());
+        admission
     }
 
     /// The request was executed; a repetition gets the same answer.
     pub(crate) fn finished(&mut self, session: u64, id: u64, kind: Kind, body: Bytes) {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.finished_any = true;
+            let before = session.requests.len();
             if id < session.oldest {
                 session.requests.remove(&id);
             } else {
                 session.requests.insert(id, State::Finished(kind, body));
             }
+            self.answers = self.answers - before + session.requests.len();
+            self.answers_gauge.set(self.answers);
         }
     }
 
     /// The request was not executed, or may be executed again.
     pub(crate) fn forget(&mut self, session: u64, id: u64) {
         if let Entry::Occupied(mut session) = self.sessions.entry(session) {
-            session.get_mut().requests.remove(&id);
+            self.answers -= usize::from(session.get_mut().requests.remove(&id).is_some());
+            self.answers_gauge.set(self.answers);
             if session.get().requests.is_empty() && !session.get().finished_any {
                 session.remove();
             }
+            self.sessions_gauge.set(self.sessions.len());
         }
     }
 
@@ -144,6 +189,7 @@ impl Sessions {
         self.sessions.retain(|_, session| {
             session.last_seen.elapsed() < PROOF_LIFETIME || session.requests.values().any(State::is_underway)
         });
+        self.answers = self.sessions.values().map(|session| session.requests.len()).sum();
     }
 }
 

@@ -8,7 +8,8 @@
 //! requests that run side by side use several. TCP's handshake has proved the caller's address.
 //!
 //! A request keeps its session and id on whatever connection it comes, so a retry over a new connection is known as
-//! a retry.
+//! a retry. Requests do not expire here; in the place of the expiry stands what a datagram's envelope says, the oldest id
+//! that the session still waits for. Without it, answers to puts would be remembered for too short or too long.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,17 +24,23 @@ use dkvs_proto::frame::{EXPIRY_LEN, FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
 use dkvs_proto::message::Answer;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{sleep, timeout};
 
 use crate::calls::read_answer;
+use crate::config::EndpointConfig;
 use crate::endpoint::{CallError, Counters, Service, Shared};
+use crate::gauges::{Gauge, Held};
 use crate::lock;
+use crate::peers::PEERS_MAX;
 use crate::serve::Admitted;
 use crate::socket::Socket;
 
-/// Connections kept for one peer while nobody uses them.
+/// Connections kept for one peer while nobody uses them. One more is closed instead.
 const IDLE_PER_PEER_MAX: usize = 8;
+
+/// Connections kept for all peers. One more is closed instead.
+const IDLE_MAX: usize = IDLE_PER_PEER_MAX * PEERS_MAX;
 
 /// How much room is made at a time for a body that was announced but has not come.
 const READ_STEP_LEN: usize = 64 * 1024;
@@ -45,26 +52,52 @@ pub(crate) const ROOM_UNIT_LEN: usize = 1_024;
 const WORKING_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections that wait for their next request.
-pub(crate) struct IdleStreams<T>(Mutex<BTreeMap<SocketAddr, Vec<T>>>);
+pub(crate) struct IdleStreams<T> {
+    kept: Mutex<Kept<T>>,
+    pub(crate) gauge: Gauge,
+}
+
+struct Kept<T> {
+    /// No peer stands here without a connection.
+    by_peer: BTreeMap<SocketAddr, Vec<T>>,
+    count: usize,
+}
 
 impl<T> Default for IdleStreams<T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        let kept = Kept { by_peer: BTreeMap::new(), count: 0 };
+        Self { kept: Mutex::new(kept), gauge: Gauge::new(IDLE_MAX) }
     }
 }
 
 impl<T> IdleStreams<T> {
     fn take(&self, to: SocketAddr) -> Option<T> {
-        lock(&self.0).get_mut(&to).and_then(Vec::pop)
+        let mut kept = lock(&self.kept);
+        let of_peer = kept.by_peer.get_mut(&to)?;
+        let stream = of_peer.pop();
+        if of_peer.is_empty() {
+            kept.by_peer.remove(&to);
+        }
+        kept.count -= usize::from(stream.is_some());
+        self.gauge.set(kept.count);
+        stream
     }
 
     fn keep(&self, to: SocketAddr, stream: T) {
-        let mut idle = lock(&self.0);
-        let idle = idle.entry(to).or_default();
-        if idle.len() < IDLE_PER_PEER_MAX {
-            idle.push(stream);
+        let mut kept = lock(&self.kept);
+        let of_peer = kept.by_peer.get(&to).map_or(0, Vec::len);
+        if of_peer >= IDLE_PER_PEER_MAX || kept.count >= IDLE_MAX {
+            return self.gauge.was_full();
         }
+        kept.by_peer.entry(to).or_default().push(stream);
+        kept.count += 1;
+        self.gauge.set(kept.count);
     }
+}
+
+/// How many bytes of bodies the streams of one direction may hold together.
+pub(crate) fn room_len(config: &EndpointConfig) -> usize {
+    config.stream_bytes_max / ROOM_UNIT_LEN * ROOM_UNIT_LEN
 }
 
 async fn write_frame<W: AsyncWrite + Unpin>(to: &mut W, frame: &Frame<'_>) -> io::Result<()> {
@@ -86,7 +119,8 @@ fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Reads a frame's header, and the expiry if it is a request.
+/// Reads a frame's header, and of a request what stands in the place of its expiry: on a stream, the oldest id that the
+/// session still waits for.
 async fn read_header<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, u64, Checksum)> {
     let mut head = [0; FRAME_HEADER_LEN];
     from.read_exact(&mut head).await?;
@@ -130,7 +164,7 @@ impl<S: Socket> Shared<S> {
             if has_ended(&mut idle) {
                 continue;
             }
-            if let Ok(answer) = self.exchange(&mut idle, &frame, sent).await {
+            if let Ok(answer) = self.exchange(to, &mut idle, &frame, sent).await {
                 self.idle_streams.keep(to, idle);
                 return answer;
             }
@@ -140,7 +174,7 @@ impl<S: Socket> Shared<S> {
         let unreachable = |error| if sent { broken(error) } else { CallError::Connect(Arc::new(error)) };
         let mut stream = self.socket.connect(to).await.map_err(unreachable)?;
         stream.write_all(&stream_preface(self.session)).await.map_err(broken)?;
-        let answer = self.exchange(&mut stream, &frame, sent).await.map_err(broken)?;
+        let answer = self.exchange(to, &mut stream, &frame, sent).await.map_err(broken)?;
         self.idle_streams.keep(to, stream);
         answer
     }
@@ -148,13 +182,17 @@ impl<S: Socket> Shared<S> {
     /// One request and its answer. The outer error is the connection's.
     async fn exchange(
         &self,
+        to: SocketAddr,
         stream: &mut S::Stream,
         frame: &Frame<'_>,
         sent_before: bool,
     ) -> io::Result<Result<Answer, CallError>> {
         loop {
-            write_frame(stream, frame).await?;
+            let (_, oldest) = lock(&self.peers).proof_and_oldest(to);
+            write_frame(stream, &Frame { expires: oldest, ..*frame }).await?;
             let (header, _, checksum) = read_header(stream).await?;
+            // Held until the answer is read: what callers read at one time has a limit too. Who waits does so until its deadline.
+            let _room = self.room_for(header.body_len, &self.answer_room, &self.gauges.answer_bytes).await;
             let body = read_body(stream, header.body_len, checksum).await?;
             if header.id != frame.id {
                 return Err(malformed("an answer to another request"));
@@ -185,11 +223,13 @@ impl<S: Socket> Shared<S> {
         let session = parse_stream_preface(&preface).map_err(|e| malformed(&e.to_string()))?;
         loop {
             let idle_max = self.config.stream_idle_max;
-            let (header, expires, checksum) = timeout(idle_max, read_header(&mut stream)).await??;
+            let (header, oldest, checksum) = timeout(idle_max, read_header(&mut stream)).await??;
             // Held until the request is answered: all streams together hold no more than their budget.
-            let _room = timeout(idle_max, self.room_for(header.body_len)).await?;
+            let room = self.room_for(header.body_len, &self.stream_room, &self.gauges.stream_bytes);
+            let _room = timeout(idle_max, room).await?;
             let body = timeout(idle_max, read_body(&mut stream, header.body_len, checksum)).await??;
-            let frame = Frame { kind: header.kind, id: header.id, expires, body: &body };
+            lock(&self.sessions).seen(session, oldest);
+            let frame = Frame { kind: header.kind, id: header.id, expires: 0, body: &body };
             let (kind, body) = match self.admit(session, &frame) {
                 Admitted::Execute(request, validity, permit) => {
                     let answer = self.execute(service, from, session, header.id, request, validity).await;
@@ -205,10 +245,19 @@ impl<S: Socket> Shared<S> {
         }
     }
 
-    /// Waits for a share of the budget for bodies being read and served.
-    async fn room_for(&self, body_len: usize) -> Option<SemaphorePermit<'_>> {
+    /// Waits for a share of a budget for bodies.
+    async fn room_for<'a>(
+        &self,
+        body_len: usize,
+        room: &'a Semaphore,
+        gauge: &'a Gauge,
+    ) -> Option<(SemaphorePermit<'a>, Held<&'a Gauge>)> {
         let share = body_len.div_ceil(ROOM_UNIT_LEN).min(self.config.stream_bytes_max / ROOM_UNIT_LEN);
-        self.stream_room.acquire_many(u32::try_from(share).unwrap_or(u32::MAX)).await.ok()
+        if share > room.available_permits() {
+            gauge.was_full();
+        }
+        let permit = room.acquire_many(u32::try_from(share).unwrap_or(u32::MAX)).await.ok()?;
+        Some((permit, Gauge::hold(gauge, share * ROOM_UNIT_LEN)))
     }
 }
 
@@ -232,10 +281,12 @@ pub(crate) async fn accept_loop<S: Socket, V: Service>(shared: Arc<Shared<S>>, s
         };
         let Ok(permit) = shared.streams.clone().try_acquire_owned() else {
             Counters::count(&shared.counters.overloaded);
+            shared.gauges.streams.was_full();
             continue;
         };
         let (shared, service, mut closed) = (shared.clone(), service.clone(), shared.closed.clone());
         tokio::spawn(async move {
+            let _served = Gauge::hold(&shared.gauges.streams, 1);
             let served = tokio::select! {
                 biased;
                 _ = closed.wait_for(|closed| *closed) => Ok(()),

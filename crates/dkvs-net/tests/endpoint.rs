@@ -218,6 +218,83 @@ async fn a_server_with_too_much_to_do_says_so_and_does_nothing() {
     assert_eq!(service.executed(), [1, 2]);
 }
 
+/// A bulk load of long values: nothing but streams, and more of them than answers are kept.
+#[tokio::test]
+async fn a_caller_by_stream_says_which_answers_it_has_had() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    for number in 0..3 {
+        caller.call_by_stream(to, &put(number, "v"), patience()).await.unwrap();
+    }
+    let levels = server.levels();
+    let answers = levels.iter().find(|level| level.name == "answers").unwrap();
+    assert!(answers.peak <= 2, "{answers:?}");
+}
+
+/// A caller made of bytes, of which each session is another one to the server.
+struct Raw {
+    socket: UdpSocket,
+    proof: u64,
+}
+
+impl Raw {
+    async fn connected(server: &Endpoint<Port>) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(server.local_addr()).await.unwrap();
+        let mut raw = Self { socket, proof: 0 };
+        raw.send(1, 1, &scan(1)).await;
+        raw.proof = raw.hears().await.0.proof;
+        raw
+    }
+
+    async fn send(&self, session: u64, id: u64, request: &Request) {
+        let (kind, body) = request.encode();
+        let mut datagram = DatagramBuilder::new(Header { session, proof: self.proof, oldest: 0 });
+        datagram.push(&Frame { kind, id, expires: 0, body: &body });
+        self.socket.send(&datagram.finish(0)).await.unwrap();
+    }
+
+    async fn hears(&self) -> (Header, Kind, u64) {
+        let mut buffer = vec![0; 2_048];
+        let len = timeout(PATIENCE, self.socket.recv(&mut buffer)).await.unwrap().unwrap();
+        let (header, frames) = envelope::parse(&buffer[..len]).unwrap();
+        (header, frames[0].kind, frames[0].id)
+    }
+}
+
+#[tokio::test]
+async fn what_was_refused_as_too_much_is_not_begun_when_there_is_room_again() {
+    let service = Counting::new(0);
+    let server = server(service.clone(), EndpointConfig { requests_max: 1, ..Default::default() }).await;
+    let raw = Raw::connected(&server).await;
+    raw.send(9, 1, &put(1, "first")).await;
+    while service.started.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    raw.send(9, 2, &put(2, "refused")).await;
+    assert_eq!(raw.hears().await.1, Kind::Overloaded);
+    service.permits.add_permits(10);
+    assert_eq!(raw.hears().await.1, Kind::ClientAnswer);
+    raw.send(9, 2, &put(2, "refused")).await;
+    assert_eq!(raw.hears().await.1, Kind::Overloaded);
+    assert_eq!(service.executed(), [1]);
+}
+
+#[tokio::test]
+async fn a_put_that_cannot_be_remembered_is_not_said_to_have_no_effect() {
+    let service = Counting::new(10);
+    let server = server(service.clone(), EndpointConfig { sessions_max: 1, ..Default::default() }).await;
+    let raw = Raw::connected(&server).await;
+    raw.send(9, 1, &put(1, "remembered")).await;
+    assert_eq!(raw.hears().await.1, Kind::ClientAnswer);
+    raw.send(10, 1, &put(2, "ignored")).await;
+    raw.send(10, 2, &scan(1)).await;
+    let (_, kind, id) = raw.hears().await;
+    assert_eq!((kind, id), (Kind::Overloaded, 2));
+    assert_eq!(service.executed(), [1]);
+}
+
 #[tokio::test]
 async fn a_caller_with_too_many_calls_is_refused_one_more() {
     let service = Counting::new(0);
@@ -404,6 +481,30 @@ async fn junk_is_counted_and_the_service_goes_on() {
         server.counters().junk.load(Ordering::Relaxed),
         7,
         "an empty datagram has nothing in it to count"
+    );
+}
+
+/// Found by the fuzz target `stream`.
+#[tokio::test]
+async fn a_notice_on_a_stream_is_not_answered_even_with_the_id_of_an_answered_put() {
+    let server = server(Counting::new(9), EndpointConfig::default()).await;
+    let (kind, put) = put(1, "v").encode();
+    let asked = Frame { kind, id: 7, expires: 0, body: &put };
+    let mut bytes = envelope::stream_preface(1).to_vec();
+    for frame in [asked, asked, Frame::answer(Kind::Working, 7, &[])] {
+        let start = bytes.len();
+        frame.write(&mut bytes);
+        bytes.extend_from_slice(&crc32fast::hash(&bytes[start..]).to_be_bytes());
+    }
+    let mut stream = tokio::net::TcpStream::connect(server.local_addr()).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    let mut answers = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answers)).await.unwrap().unwrap();
+    let (first, second) = answers.split_at(answers.len() / 2);
+    assert_eq!(
+        (first[0], first),
+        (Kind::ClientAnswer as u8, second),
+        "two requests, and nothing else, are answered"
     );
 }
 

@@ -20,6 +20,7 @@ use crate::trace::{micros, now};
 /// A client that several workers use at once.
 pub(crate) struct Recorded {
     client: Client<SimSocket>,
+    host: Host,
     /// Writes sent so far: the sequence number of the next.
     writes: AtomicU64,
     shared: Arc<Shared>,
@@ -32,13 +33,19 @@ impl Recorded {
         let socket = SimSocket::for_calls(shared.ips[host], weather, trace).await?;
         let config = ClientConfig {
             timeout: shared.plan.timeout,
-            endpoint: shared.plan.endpoint.clone(),
+            endpoint: shared.plan.client_endpoint(),
             seed: Some(seed::derive(shared.plan.seed, "client", host as u64)),
             ..ClientConfig::default()
         };
         let ring = shared.ring.as_ref().clone();
         let client = Client::with_socket(socket, ring, shared.addresses.clone(), None, config)?;
-        Ok(Arc::new(Self { client, writes: AtomicU64::new(0), shared }))
+        Ok(Arc::new(Self { client, host, writes: AtomicU64::new(0), shared }))
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        self.shared.recorder.lived(format!("the client on host {}", self.host), self.client.levels());
     }
 }
 
@@ -158,7 +165,7 @@ impl Worker {
 }
 
 /// The bytes of a write's value: its number, then filling.
-fn value(write: ValueId, len: usize) -> Bytes {
+pub(crate) fn value(write: ValueId, len: usize) -> Bytes {
     let mut bytes = BytesMut::with_capacity(8 + len);
     bytes.put_u64(write);
     bytes.put_bytes(b'.', len);

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dkvs_core::record::{OpId, Record};
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Dot, VersionVector};
+use dkvs_net::Level;
 
 /// Simulated time since the run began, in microseconds.
 pub type Micros = u64;
@@ -119,6 +120,28 @@ pub enum Damage {
     },
 }
 
+/// A pair that a server was given at each of its starts: older than any put, and one value wherever it is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Who was given it.
+    pub server: ServerIndex,
+    /// The key.
+    pub key: String,
+    /// The value's number, which no write has.
+    pub value: ValueId,
+    /// What stands for its event.
+    pub dot: Dot,
+}
+
+/// How full the tables, queues and buffers of a server or client were in one of its lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Whose.
+    pub who: String,
+    /// What its gauges showed when it was stopped, killed, or still there at the end of the run.
+    pub levels: Vec<Level>,
+}
+
 /// The records on one server's disk.
 pub type DiskCensus = BTreeMap<String, Record>;
 
@@ -127,6 +150,10 @@ pub type DiskCensus = BTreeMap<String, Record>;
 pub struct History {
     /// In the order of their calls.
     pub operations: Vec<Operation>,
+    /// What servers were given at their starts.
+    pub given: Vec<Given>,
+    /// Whether somebody sent servers what it liked, for keys that no operation names. Of these nothing is promised.
+    pub has_mad_peer: bool,
     /// Which client operation wrote under which dot, from all records ever seen on a disk or in a message.
     pub dots: BTreeMap<String, BTreeMap<Dot, BTreeSet<OpId>>>,
     /// The write's number behind each client operation.
@@ -142,6 +169,8 @@ pub struct History {
     pub repaired: Vec<Micros>,
     /// When the last fault had ended.
     pub healed: Option<Micros>,
+    /// Every life of a server or client that is over, in the order of their ends.
+    pub lives: Vec<Life>,
     /// The disks of all servers at the end, after every key was read with R = N.
     pub disks: BTreeMap<ServerIndex, DiskCensus>,
     /// The owners of each key, first to last, for each n used.

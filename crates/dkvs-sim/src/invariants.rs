@@ -13,6 +13,7 @@ mod no_dot_carries_two_values;
 mod nothing_unwritten_appears;
 mod operations_end_in_time;
 mod owners_agree_after_healing;
+mod queues_stay_under_their_limits;
 mod replaced_values_never_return;
 mod single_writers_are_linearizable;
 
@@ -25,7 +26,7 @@ pub const VIOLATIONS_MAX: usize = 20;
 /// An invariant: its name, and what tests a run against it.
 type Invariant = (&'static str, fn(&Evidence<'_>, &mut Findings));
 
-const ALL: [Invariant; 10] = [
+const ALL: [Invariant; 11] = [
     ("acknowledged_writes_are_readable", acknowledged_writes_are_readable::check),
     ("gets_never_go_back", gets_never_go_back::check),
     ("replaced_values_never_return", replaced_values_never_return::check),
@@ -36,6 +37,7 @@ const ALL: [Invariant; 10] = [
     ("no_dot_carries_two_values", no_dot_carries_two_values::check),
     ("owners_agree_after_healing", owners_agree_after_healing::check),
     ("operations_end_in_time", operations_end_in_time::check),
+    ("queues_stay_under_their_limits", queues_stay_under_their_limits::check),
 ];
 
 /// What came of one invariant in one run.

@@ -13,7 +13,7 @@
 //! ```
 
 //! Reading order: [`run`] (one seed, start to end), [`plan`], [`workload`] and [`client`](crate) (what clients do),
-//! [`nemesis`] and [`world`] (what breaks), [`socket`], [`weather`], [`disk`] and [`clock`] (the seams); then
+//! `mad`, [`nemesis`] and [`world`] (what breaks), [`socket`], [`weather`], [`disk`] and [`clock`] (the seams); then
 //! [`history`], [`checkers`] and [`invariants`]. docs/testing.md says how to use it.
 //!
 //! What it leaves out: threads, real sockets, real files. One task runs at a time and time passes in steps of a
@@ -28,6 +28,8 @@ pub mod workload;
 mod client;
 
 mod server;
+
+mod mad;
 
 pub mod nemesis;
 

@@ -90,6 +90,15 @@ impl Seeds {
     fn is_one(&self) -> bool {
         self.get(1).is_none()
     }
+
+    /// What a sweep tells before it starts, so that a sweep that is cut off can be repeated.
+    fn announcement(&self) -> Option<String> {
+        match self {
+            Self::Listed(seeds) => Some(format!("{} listed seeds", seeds.len())),
+            Self::Counted { first, .. } if !self.is_one() => Some(format!("seeds from {first}")),
+            Self::Counted { .. } => None,
+        }
+    }
 }
 
 fn read_seeds(path: &Path) -> Result<Vec<u64>> {
@@ -108,6 +117,9 @@ fn main() -> Result<()> {
             .init();
     }
     let seeds = arguments.seeds()?;
+    if let Some(announcement) = seeds.announcement() {
+        writeln!(stdout(), "{announcement}")?;
+    }
     let failed = sweep(&arguments, &seeds)?;
     if failed > 0 {
         bail!("{failed} seeds failed");

@@ -12,8 +12,16 @@ use dkvs_storage::Durability;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::history::ValueId;
 use crate::nemesis::{self, Strike};
 use crate::seed;
+
+/// Bounds of the step in which time passes.
+const TICK_MIN: Duration = Duration::from_millis(1);
+const TICK_MAX: Duration = Duration::from_millis(10);
+
+/// The number of the first value given to a server at its start; writes count from 1.
+const FIRST_GIVEN: ValueId = 1_000_000_000;
 
 /// What may be fixed from outside; the seed decides the rest.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +79,36 @@ pub struct Mix {
     pub large: f64,
 }
 
+/// A pair that a server is given whenever it starts.
+#[derive(Clone, Debug)]
+pub struct GivenPlan {
+    /// The key's place in the plan.
+    pub key: usize,
+    /// The value's number, which no write has.
+    pub value: ValueId,
+    /// How long the value is.
+    pub len: usize,
+    /// Who is given it, owners or not.
+    pub servers: Vec<usize>,
+}
+
+/// Limits so small that they are reached. Operations may then fail as overloaded even when nothing is broken.
+#[derive(Clone, Debug)]
+pub struct Scarcity {
+    /// The transport of servers.
+    pub server: EndpointConfig,
+    /// The transport of clients.
+    pub client: EndpointConfig,
+    /// Changes that may wait for a server's writer.
+    pub changes_max: usize,
+    /// Bytes of long changes that may wait.
+    pub change_bytes_max: usize,
+    /// Changes in one commit.
+    pub batch_max: usize,
+    /// Bytes held for owners that had not answered when the client was.
+    pub background_bytes_max: usize,
+}
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -84,7 +122,9 @@ pub struct Plan {
     pub workers_per_host: u16,
     /// The keys.
     pub keys: Vec<KeyPlan>,
-    /// What is done with them.
+    /// What servers are given at their start.
+    pub given: Vec<GivenPlan>,
+    /// What is done with the keys.
     pub mix: Mix,
     /// Operations before the faults end.
     pub steps: usize,
@@ -100,10 +140,16 @@ pub struct Plan {
     pub flush_interval: Duration,
     /// The transport of servers and clients.
     pub endpoint: EndpointConfig,
+    /// Other limits, in a run that is about limits.
+    pub scarcity: Option<Scarcity>,
     /// Latency of the network, least and most. Most datagrams take a fifth of the way between.
     pub latency: (Duration, Duration),
+    /// The step in which time passes: every machine is looked at in each, so steps finer than the network cost only time.
+    pub tick: Duration,
     /// Whether disks may be damaged. Then every write asks for at least two acknowledgements.
     pub damage: bool,
+    /// Whether a host that looks like a valid peer sends mad messages.
+    pub mad: bool,
     /// The faults, in the order in which they strike.
     pub strikes: Vec<Strike>,
 }
@@ -120,7 +166,7 @@ impl Plan {
         let client_hosts = random.random_range(1..=3);
         let workers_per_host = random.random_range(1..=3);
         let workers = usize::from(client_hosts * workers_per_host);
-        let keys =
+        let keys: Vec<KeyPlan> =
             (0..random.random_range(1..=6)).map(|i| key(i, servers, workers, damage, random)).collect();
         let durability = match random.random_range(0..10) {
             0..=6 => Durability::Fsync,
@@ -140,6 +186,7 @@ impl Plan {
             servers,
             client_hosts,
             workers_per_host,
+            given: given(keys.len(), servers, &mut seed::random(seed, "given", 0)),
             keys,
             mix: mix(random),
             steps,
@@ -149,12 +196,35 @@ impl Plan {
             durability,
             flush_interval: Duration::from_millis(*pick(&[50, 500], random)),
             endpoint: endpoint(random),
+            scarcity: None,
             latency: (latency_min, latency_max),
+            tick: (latency_max / 5).clamp(TICK_MIN, TICK_MAX),
             damage,
+            mad: seed::random(seed, "has mad peer", 0).random_bool(0.25),
             strikes: Vec::new(),
         };
+        plan.scarcity = scarcity(&plan.endpoint, &mut seed::random(seed, "scarcity", 0));
         plan.strikes = nemesis::plan(&plan, &mut seed::random(seed, "nemesis", 0));
         plan
+    }
+
+    /// The transport of servers.
+    #[must_use]
+    pub fn server_endpoint(&self) -> EndpointConfig {
+        self.scarcity.as_ref().map_or(&self.endpoint, |scarcity| &scarcity.server).clone()
+    }
+
+    /// The transport of clients.
+    #[must_use]
+    pub fn client_endpoint(&self) -> EndpointConfig {
+        self.scarcity.as_ref().map_or(&self.endpoint, |scarcity| &scarcity.client).clone()
+    }
+
+    /// How long what needs `longest` may take in a run like this. A server with room for few sessions has none for a new one
+    /// until it may forget an old one, a minute after that was heard last.
+    #[must_use]
+    pub fn patience(&self, longest: Duration) -> Duration {
+        if self.scarcity.is_some() { longest + Duration::from_secs(120) } else { longest }
     }
 
     /// When the faults end at the latest: operations that time out take longer than planned.
@@ -206,6 +276,58 @@ fn endpoint(random: &mut StdRng) -> EndpointConfig {
         retransmit_min: Duration::from_millis(*pick(&[10, 25, 50], random)),
         ..default
     }
+}
+
+/// One or two values for some keys in four runs of ten, each for one server, some, or all.
+fn given(keys: usize, servers: u16, random: &mut StdRng) -> Vec<GivenPlan> {
+    if !random.random_bool(0.4) {
+        return Vec::new();
+    }
+    let mut given = Vec::new();
+    for key in (0..keys).filter(|_| random.random_bool(0.6)).collect::<Vec<_>>() {
+        for _ in 0..random.random_range(1..=2) {
+            let share = *pick(&[0.3, 0.6, 1.0], random);
+            let servers = (0..usize::from(servers)).filter(|_| random.random_bool(share)).collect();
+            let value = FIRST_GIVEN + given.len() as ValueId;
+            given.push(GivenPlan { key, value, len: random.random_range(0..200), servers });
+        }
+    }
+    given
+}
+
+/// One limit in two is small, in one run in three. What a read from all owners needs is always there, but not for two at
+/// once.
+fn scarcity(usual: &EndpointConfig, random: &mut StdRng) -> Option<Scarcity> {
+    if !random.random_bool(0.33) {
+        return None;
+    }
+    let mut limit = |small: &[usize], usual: usize| {
+        if random.random_bool(0.5) { *pick(small, random) } else { usual }
+    };
+    let server = EndpointConfig {
+        calls_max: limit(&[8, 16], usual.calls_max),
+        requests_max: limit(&[1, 2, 4], usual.requests_max),
+        outbox_len_max: limit(&[1, 2, 8], usual.outbox_len_max),
+        sessions_max: limit(&[4, 8], usual.sessions_max),
+        streams_max: limit(&[1, 2, 4], usual.streams_max),
+        stream_bytes_max: limit(&[16 << 10], usual.stream_bytes_max),
+        // A kept connection takes a place until it has been idle for so long.
+        stream_idle_max: Duration::from_secs(1),
+        ..usual.clone()
+    };
+    let client = EndpointConfig {
+        calls_max: limit(&[1, 2], usual.calls_max),
+        outbox_len_max: limit(&[1, 2], usual.outbox_len_max),
+        ..usual.clone()
+    };
+    Some(Scarcity {
+        server,
+        client,
+        changes_max: limit(&[1, 2, 4], 4_096),
+        change_bytes_max: limit(&[8 << 10], 256 << 20),
+        batch_max: limit(&[1, 2], 1_024),
+        background_bytes_max: limit(&[0, 4 << 10, 64 << 10], 256 << 20),
+    })
 }
 
 fn mix(random: &mut StdRng) -> Mix {

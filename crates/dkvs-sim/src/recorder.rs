@@ -4,8 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use dkvs_core::record::{OpId, Record};
+use dkvs_net::Level;
 
-use crate::history::{Damage, History, Micros, Operation, Outcome, ValueId};
+use crate::history::{Damage, History, Life, Micros, Operation, Outcome, ValueId};
 
 /// The history of the run under way. Shared by clients, disks and the runner.
 #[derive(Debug, Default)]
@@ -71,6 +72,11 @@ impl Recorder {
     /// Something happened to a disk.
     pub(crate) fn damaged(&self, damage: Damage) {
         self.state().history.damage.push(damage);
+    }
+
+    /// A life of a server or client is over.
+    pub(crate) fn lived(&self, who: String, levels: Vec<Level>) {
+        self.state().history.lives.push(Life { who, levels });
     }
 
     /// Looks at the history, or adds to it.

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use tokio::time::sleep;
 
 use crate::client::{Recorded, Worker};
+use crate::mad;
 use crate::plan::{KeyPlan, Mix, QuorumPlan, pick};
 use crate::seed;
 use crate::shared::{Host, Shared};
@@ -85,6 +86,10 @@ fn value_len(mix: &Mix, random: &mut StdRng) -> Option<usize> {
 /// The auditor reads every key with R = N whenever it is asked to, again and again until that has worked.
 pub(crate) async fn audit(shared: Arc<Shared>, host: Host) -> turmoil::Result {
     let mut worker = Worker::new(Recorded::start(shared.clone(), host).await?);
+    if shared.plan.mad {
+        shared.recorder.with(|history| history.has_mad_peer = true);
+        tokio::spawn(mad::run(shared.clone(), host));
+    }
     loop {
         sleep(AUDITOR_PAUSE).await;
         let wanted = shared.sweeps_wanted.load(Ordering::Relaxed);

@@ -162,6 +162,7 @@ impl World {
         *count = count.saturating_sub(1);
         if *count == 0 {
             self.sim.repair_oneway(self.shared.ips[from], self.shared.ips[to]);
+            self.hold_again(from, to);
         }
     }
 
@@ -193,6 +194,14 @@ impl World {
         *count = count.saturating_sub(1);
         if *count == 0 {
             self.sim.release(self.shared.ips[a], self.shared.ips[b]);
+            self.cut_again(a, b);
+        }
+    }
+
+    /// turmoil knows one state of each direction; mending sets it.
+    fn hold_again(&mut self, a: Host, b: Host) {
+        if self.holds.get(&(a.min(b), a.max(b))).is_some_and(|&count| count > 0) {
+            self.sim.hold(self.shared.ips[a], self.shared.ips[b]);
             self.cut_again(a, b);
         }
     }

@@ -11,7 +11,7 @@ use dkvs_core::quorum::Quorum;
 use dkvs_core::record::OpId;
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerIndex, ServerList, ServerName};
-use dkvs_net::{CallError, Endpoint, NoService, Patience, Port, Socket, resolve};
+use dkvs_net::{CallError, Endpoint, Gauge, Level, NoService, Patience, Port, Socket, resolve};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, RingReport, RingServer};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, OwnerAnswer, QuorumMissed};
 use dkvs_proto::message::{Answer, Refusal, Request};
@@ -57,7 +57,9 @@ struct Inner<S: Socket> {
     defaults: Option<Quorum>,
     client_id: u64,
     operations: AtomicU64,
+    /// Servers of the ring, so at most as many.
     suspects: Mutex<BTreeMap<ServerIndex, Instant>>,
+    suspects_gauge: Gauge,
 }
 
 impl Client {
@@ -154,6 +156,7 @@ impl<S: Socket> Client<S> {
             return Err(Error::Usage(format!("{given} addresses for a ring of {servers} servers")));
         }
         let (endpoint, mut random) = endpoint(socket, &config)?;
+        let suspects_gauge = Gauge::new(ring.servers().len());
         let inner = Inner {
             ring,
             addresses,
@@ -163,6 +166,7 @@ impl<S: Socket> Client<S> {
             client_id: random.next_u64(),
             operations: AtomicU64::new(0),
             suspects: Mutex::default(),
+            suspects_gauge,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -172,6 +176,14 @@ impl<S: Socket> Client<S> {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.inner.client_id
+    }
+
+    /// How full everything here is that has a limit, and was at most.
+    #[must_use]
+    pub fn levels(&self) -> Vec<Level> {
+        let mut levels = self.inner.endpoint.levels();
+        levels.push(self.inner.suspects_gauge.level("suspects"));
+        levels
     }
 
     /// The ring.
@@ -268,7 +280,7 @@ impl<S: Socket> Client<S> {
                 }
                 Err(error) => {
                     maybe_done |= !error.nothing_was_done();
-                    self.suspects().insert(server, Instant::now());
+                    self.suspect(server);
                     if kind == QuorumKind::Write && error.may_begin_later() {
                         tried.push((self.name(server), silent(&error)));
                         break;
@@ -346,6 +358,12 @@ impl<S: Socket> Client<S> {
 
     pub(crate) fn names(&self, servers: Vec<ServerIndex>) -> Vec<ServerName> {
         servers.into_iter().filter(|&server| self.knows(server)).map(|server| self.name(server)).collect()
+    }
+
+    fn suspect(&self, server: ServerIndex) {
+        let mut suspects = self.suspects();
+        suspects.insert(server, Instant::now());
+        self.inner.suspects_gauge.set(suspects.len());
     }
 
     fn suspects(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServerIndex, Instant>> {

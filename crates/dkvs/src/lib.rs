@@ -52,4 +52,4 @@ pub use dkvs_core::position::{Partition, Position};
 pub use dkvs_core::quorum::Quorum;
 pub use dkvs_core::ring::Ring;
 pub use dkvs_core::servers::{self, ServerIndex, ServerList, ServerName};
-pub use dkvs_net::EndpointConfig;
+pub use dkvs_net::{EndpointConfig, Level};

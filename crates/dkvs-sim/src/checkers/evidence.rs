@@ -28,15 +28,18 @@
 //!   been counted after it. (A write may span a damage: its coordinator held it before anybody acknowledged, and a
 //!   coordinator that is damaged acknowledges no more.)
 //!
-//! What it leaves out: pairs given to servers at their start. It also takes every acknowledgement for durable; a level that
-//! may lose some has to report the loss as damage.
+//! # Pairs given at a start
+//! They are no writes: nobody calls them, they have no place in time, and any event on the key covers them. They are given again
+//! at every start, so that no damage loses them ([`Key::given`]).
+//!
+//! What it leaves out: it takes every acknowledgement for durable; a level that may lose some has to report the loss as damage.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 
-use crate::history::{Action, Damage, History, Micros, Operation, Outcome, ValueId};
+use crate::history::{Action, Damage, Given, History, Micros, Operation, Outcome, ValueId};
 
 /// A history, by key.
 #[derive(Clone, Debug)]
@@ -56,6 +59,8 @@ pub struct Key<'a> {
     pub writes: Vec<Write<'a>>,
     /// Its gets that were answered, in the order of their calls.
     pub reads: Vec<Read<'a>>,
+    /// What servers were given of it at their starts.
+    pub given: Vec<&'a Given>,
     /// The counters of the events seen.
     events: BTreeMap<Actor, BTreeSet<u64>>,
     by_number: BTreeMap<ValueId, usize>,
@@ -149,10 +154,17 @@ impl<'a> Evidence<'a> {
         }
         for key in keys.values_mut() {
             key.add_dots(history);
+            key.given = history.given.iter().filter(|given| given.key == key.name).collect();
             let asked: BTreeSet<usize> = key.operations().map(|op| op.n).collect();
             key.care = asked.into_iter().map(|n| (n, Care::new(history, key, n))).collect();
         }
         Self { history, keys }
+    }
+
+    /// Whether anything is promised of a key.
+    #[must_use]
+    pub fn is_promised(&self, key: &str) -> bool {
+        !self.history.has_mad_peer || self.keys.contains_key(key)
     }
 }
 
@@ -212,6 +224,12 @@ impl<'a> Key<'a> {
     #[must_use]
     pub fn writer_of(&self, value: ValueId) -> Option<&Write<'a>> {
         self.by_value.get(&value).map(|&at| &self.writes[at])
+    }
+
+    /// Whether this value was given to some server at its start.
+    #[must_use]
+    pub fn is_given(&self, value: Option<ValueId>) -> bool {
+        self.given.iter().any(|given| Some(given.value) == value)
     }
 
     /// Whether the vector covers events that were never seen on a disk, and so belong to writes unknown.
@@ -289,6 +307,12 @@ impl<'a> Key<'a> {
         };
         self.care.get(&op.n).is_some_and(|care| care.damage.iter().any(inside))
     }
+}
+
+/// Whether whoever has seen this has seen a put or delete, whosever.
+#[must_use]
+pub fn knows_a_write(seen: &VersionVector) -> bool {
+    seen.iter().any(|last| !last.actor.is_initial())
 }
 
 impl Care {

@@ -9,14 +9,23 @@
 //! that the write had not reached. It is owed for all writes again, but for those whose every copy may have been among the
 //! damaged: W owners or more since the write was called, with no read from all owners between.
 //!
+//! A pair that more than N − R owners are given at their starts is readable from the beginning: every get shows it, or has heard
+//! of a put or delete. No damage excuses from it, as it is given again at each start.
+//!
 //! Not checked here: gets that overlap the write; R + W ≤ N; whether what replaced the write may itself be gone (that is
 //! `concurrent_writes_are_never_lost`); writes of which no event was seen, except as such.
 
+use std::collections::BTreeSet;
+
 use super::Findings;
-use crate::checkers::evidence::{Evidence, Fate, Key, Read, Write, in_words};
+use crate::checkers::evidence::{Evidence, Fate, Key, Read, Write, in_words, knows_a_write};
+use crate::history::{Given, ValueId};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     for key in evidence.keys.values() {
+        for read in &key.reads {
+            shows_what_was_given(evidence, key, read, findings);
+        }
         for write in key.writes.iter().filter(|write| write.is_acknowledged()) {
             findings.claim(write.may_have_happened(key), || {
                 format!("{} was acknowledged, but no disk ever held it", in_words(write.op))
@@ -34,6 +43,22 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
                     format!("{get} does not show {put}, and nobody replaced it: {:?}", read.values)
                 });
             }
+        }
+    }
+}
+
+fn shows_what_was_given(evidence: &Evidence<'_>, key: &Key<'_>, read: &Read<'_>, findings: &mut Findings) {
+    let Some(owners) = evidence.history.owners.get(&(key.name.to_owned(), read.op.n)) else { return };
+    let values: BTreeSet<ValueId> = key.given.iter().map(|given| given.value).collect();
+    for value in values {
+        let has_it = |given: &&&Given| given.value == value && owners.contains(&given.server);
+        if key.given.iter().filter(has_it).count() + read.op.quorum > read.op.n {
+            findings.claim(read.shows(Some(value)) || knows_a_write(read.context), || {
+                let get = in_words(read.op);
+                format!(
+                    "{get} neither shows value {value}, given to servers at their start, nor knows of a put"
+                )
+            });
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Nothing unwritten appears (G2): a get returns only what somebody put, and disks hold nothing else.
 //!
 //! Every value that a get shows was written to that key by a put called before the get returned, and not by one that
-//! was told it had failed: a failed write has no effect, ever. The same holds for deletions, and for every event found on any
+//! was told it had failed: a failed write has no effect, ever; or some server was given it at its start. The same holds for deletions, and for every event found on any
 //! disk at any time. A deletion stays a deletion, and a value a value, on disks too. No damage excuses from it.
 //!
-//! Not checked: the bytes of values, which the runner compares before it writes the history; pairs given to servers at
-//! their start, which nobody puts; contexts.
+//! Not checked: the bytes of values, which the runner compares before it writes the history; contexts; keys of a mad peer.
 
 use dkvs_core::record::{Body, OpId, Sibling};
+use dkvs_core::version::Dot;
 
 use super::Findings;
 use crate::checkers::evidence::{Evidence, Fate, Key, Read, Write, in_words};
@@ -24,7 +24,12 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             }
         }
     }
-    for (name, dots) in &evidence.history.dots {
+    for (name, dots) in evidence.history.dots.iter().filter(|(name, _)| evidence.is_promised(name)) {
+        for (&dot, _) in dots.iter().filter(|(dot, _)| dot.actor.is_initial()) {
+            findings.claim(was_given(evidence, name, dot), || {
+                format!("{dot:?} on key {name:?} stands for a pair that no server was given")
+            });
+        }
         for (dot, ops) in dots.iter().filter(|(dot, _)| !dot.actor.is_initial()) {
             for &op in ops {
                 let write = write_of(evidence, name, op);
@@ -39,7 +44,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             }
         }
     }
-    for (server, name, sibling) in held(evidence.history) {
+    for (server, name, sibling) in held(evidence.history).filter(|(_, name, _)| evidence.is_promised(name)) {
         findings.claim(is_as_written(evidence, name, sibling), || {
             format!("the disk of server {server} holds for key {name:?} what nobody put: {sibling:?}")
         });
@@ -50,7 +55,11 @@ fn was_written(key: &Key<'_>, read: &Read<'_>, value: Option<ValueId>) -> bool {
     let in_time = |write: &Write<'_>| {
         write.fate != Fate::Failed && read.op.returned.is_none_or(|returned| write.op.called <= returned)
     };
-    key.writes.iter().any(|write| write.value == value && in_time(write))
+    key.is_given(value) || key.writes.iter().any(|write| write.value == value && in_time(write))
+}
+
+fn was_given(evidence: &Evidence<'_>, name: &str, dot: Dot) -> bool {
+    evidence.history.given.iter().any(|given| given.key == name && given.dot == dot)
 }
 
 fn write_of<'e, 'a>(evidence: &'e Evidence<'a>, name: &str, op: OpId) -> Option<&'e Write<'a>> {
@@ -66,7 +75,7 @@ fn held(history: &History) -> impl Iterator<Item = (u16, &str, &Sibling)> {
 }
 
 fn is_as_written(evidence: &Evidence<'_>, name: &str, sibling: &Sibling) -> bool {
-    sibling.dot.actor.is_initial()
+    was_given(evidence, name, sibling.dot)
         || write_of(evidence, name, sibling.write.op).is_some_and(|write| match sibling.write.body {
             Body::Value(_) => write.value.is_some(),
             Body::Tombstone => write.value.is_none(),

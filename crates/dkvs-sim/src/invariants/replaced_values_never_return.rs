@@ -1,6 +1,6 @@
 //! A replaced or deleted value never returns (G2, and what a put replaces).
 //!
-//! Five claims, from the one that needs least to the one that needs most:
+//! Six claims, from the one that needs least to the one that needs most:
 //! 1. *In one sight.* A value is not shown beside a write whose context covers it: not by a get, and not by a disk in the
 //!    end, whatever was damaged.
 //! 2. *Between gets.* What a get had seen to be gone (its context covers the event, the value is not among the siblings)
@@ -13,6 +13,9 @@
 //!    asked, and so is what claims 3 and 4 say was replaced; unless as many owners as had to hold the get's or write's state were
 //!    damaged before a repair.
 //!
+//! 6. *Pairs given at a start* are older than any put: who has heard of a put or delete, acknowledged or not, shows none, be it
+//!    a get or a disk in the end, whatever was damaged.
+//!
 //! Every execution of a write is an event of its own, and so is the second round of a blind put. A value may return through
 //! an event that whoever replaced it had not seen.
 //!
@@ -20,11 +23,12 @@
 //! get does not say which it is; it counts as returned only when no other can be meant.
 
 use dkvs_core::record::Record;
+use dkvs_core::version::VersionVector;
 
 use super::Findings;
 use crate::checkers::causality::Sight;
 use crate::checkers::convergence;
-use crate::checkers::evidence::{Evidence, Key, Read, Write, in_words};
+use crate::checkers::evidence::{Evidence, Key, Read, Write, in_words, knows_a_write};
 use crate::history::{Micros, ValueId};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
@@ -32,6 +36,8 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
         let lone: Vec<&Write<'_>> = key.writes.iter().filter(|write| is_lone_blind(key, write)).collect();
         for read in &key.reads {
             in_one_sight(&Sight::of_read(key, read), &in_words(read.op), findings);
+            let given = read.values.iter().any(|&value| key.is_given(value));
+            given_before_puts(given, read.context, &in_words(read.op), findings);
             for &value in read.values {
                 between_gets(key, read, value, findings);
                 after_contexts(key, read, value, findings);
@@ -42,12 +48,20 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             if let Some(record) = disk.get(key.name) {
                 let holder = format!("the disk of server {server} (key {:?})", key.name);
                 in_one_sight(&Sight::of_record(key, record), &holder, findings);
+                let given = record.siblings().iter().any(|sibling| sibling.dot.actor.is_initial());
+                given_before_puts(given, record.vv(), &holder, findings);
             }
         }
         if let Some(last) = convergence::merged(evidence.history, key.name) {
             in_the_end(key, &lone, &last, findings);
         }
     }
+}
+
+fn given_before_puts(shows_given: bool, seen: &VersionVector, whose: &str, findings: &mut Findings) {
+    findings.claim(!shows_given || !knows_a_write(seen), || {
+        format!("{whose} has heard of a put, and shows what a server was given at its start: {seen:?}")
+    });
 }
 
 fn in_one_sight(sight: &Sight<'_>, whose: &str, findings: &mut Findings) {

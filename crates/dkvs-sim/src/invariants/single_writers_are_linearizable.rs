@@ -11,7 +11,8 @@
 //! - A write with an unknown outcome may take effect at any time after its call, or never, and once for each of its events.
 //! - A get that shows several siblings counts as a get of any one of them. Siblings are what an unknown write leaves beside a
 //!   later one, and a write with a context that did not cover the one before; which is shown first is for the clocks.
-//! - A deletion is a value of its own kind, and so is "never written".
+//! - A deletion is a value of its own kind, and so is "never written". What servers were given at their start counts as
+//!   never written: which of them a get meets first is nobody's promise.
 //!
 //! Gets that touch an unsettled time after damage are left out, and all gets from the time on at which an acknowledged write
 //! may be gone; the others must fit even so.
@@ -113,7 +114,8 @@ fn register<'a>(key: &Key<'a>) -> (Vec<&'a Operation>, Vec<Op<State>>) {
         let states = if read.values.is_empty() {
             vec![State::NeverWritten]
         } else {
-            read.values.iter().copied().map(State::from).collect()
+            let state = |&value| if key.is_given(value) { State::NeverWritten } else { value.into() };
+            read.values.iter().map(state).collect()
         };
         places.insert(read.op.id, register.len());
         operations.push(read.op);

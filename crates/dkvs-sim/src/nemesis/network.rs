@@ -99,7 +99,7 @@ pub(super) fn bridge(plan: &Plan, random: &mut StdRng) -> Option<Fault> {
 pub(super) fn ring_of_majorities(plan: &Plan, random: &mut StdRng) -> Option<Fault> {
     let servers = shuffled(plan, random);
     let count = servers.len();
-    let reach = count / 4 + 1;
+    let reach = (count / 2).div_ceil(2);
     let apart = |a: usize, b: usize| a.abs_diff(b).min(count - a.abs_diff(b));
     let far = (0..count).flat_map(|a| (0..count).map(move |b| (a, b)));
     let pairs = far.filter(|&(a, b)| apart(a, b) > reach).map(|(a, b)| (servers[a], servers[b]));

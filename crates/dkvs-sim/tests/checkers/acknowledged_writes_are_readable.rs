@@ -148,3 +148,15 @@ fn what_was_on_damaged_disks_only_may_be_gone_for_good() {
     let same = Story::of("twice the same disk").put(1).dot("A1").wipe('A').wipe('A').repaired();
     same.get("", "").breaks(CLAIM);
 }
+
+#[test]
+fn a_pair_given_to_enough_owners_must_be_readable() {
+    let given = |title| Story::of(title).given('A', 7).given('B', 7);
+    given("not found").get("", "").breaks_only(CLAIM);
+    given("not found after damage").wipe('A').get("", "").breaks_only(CLAIM);
+    given("the other one").given('C', 8).get("8", "g8").breaks_only(CLAIM);
+    given("found").get("7", "g7").keeps(CLAIM);
+    given("asked of too few").get("", "").quorum(1).get("7", "g7").keeps(CLAIM);
+    given("replaced by a put nobody heard of").put(1).dot("A1").unknown().get("1", "A1").keeps(CLAIM);
+    Story::of("given to too few").given('A', 7).get("", "").put(1).dot("B1").get("1", "B1").keeps(CLAIM);
+}

@@ -10,6 +10,7 @@ mod no_dot_carries_two_values;
 mod nothing_unwritten_appears;
 mod operations_end_in_time;
 mod owners_agree_after_healing;
+mod queues_stay_under_their_limits;
 mod replaced_values_never_return;
 mod single_writers_are_linearizable;
 

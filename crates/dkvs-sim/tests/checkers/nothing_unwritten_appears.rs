@@ -35,3 +35,10 @@ fn what_somebody_wrote_passes() {
         .keeps(CLAIM);
     Story::of("a deletion").delete(1).dot("A1").get("x", "A1").everywhere("A1", "A1").keeps(CLAIM);
 }
+
+#[test]
+fn pairs_given_at_a_start_are_no_inventions_and_others_are() {
+    Story::of("a given pair").given('A', 7).get("7", "g7").everywhere("g7", "g7").keeps(CLAIM);
+    Story::of("given for another key").on("other").given('A', 7).on("k").get("7", "g7").breaks_only(CLAIM);
+    Story::of("a pair that nobody was given").given('A', 7).get("", "").disk('A', "g8", "g8").breaks(CLAIM);
+}

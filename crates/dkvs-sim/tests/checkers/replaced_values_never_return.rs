@@ -209,3 +209,20 @@ fn siblings_that_nobody_had_to_replace_pass() {
         .get("x", "A1 B1")
         .keeps(CLAIM);
 }
+
+#[test]
+fn a_given_pair_beside_a_put_is_caught_whatever_the_context() {
+    let given = |title| Story::of(title).given('A', 7).given('B', 7).put(1).dot("A1");
+    given("beside the put").get("1 7", "A1").breaks_only(CLAIM);
+    given("beside a put nobody knows the outcome of").unknown().get("7", "A1").quorum(1).breaks(CLAIM);
+    given("instead of the put").get("7", "A1").breaks(CLAIM);
+    given("after damage").wipe('A').get("7 1", "A1 g7").quorum(1).breaks(CLAIM);
+}
+
+#[test]
+fn a_given_pair_before_any_put_passes() {
+    let given = |title| Story::of(title).given('A', 7).given('B', 8);
+    given("first one, then both").get("7", "g7").quorum(1).get("7 8", "g7 g8").quorum(3).keeps(CLAIM);
+    given("then a put").get("7", "g7").put(1).seeing("g7").dot("A1").get("1", "A1").keeps(CLAIM);
+    given("by one who has not heard of the put").put(1).dot("A1").get("8", "g8").quorum(1).keeps(CLAIM);
+}

@@ -155,3 +155,10 @@ fn keys_that_are_no_registers_are_left_alone() {
         .get("1", "A1")
         .keeps(CLAIM);
 }
+
+#[test]
+fn what_servers_were_given_counts_as_never_written() {
+    let given = |title| Story::of(title).given('A', 7);
+    given("now not met, now met").get("", "").get("7", "g7").put(1).dot("A1").get("1", "A1").keeps(CLAIM);
+    given("after a put").put(1).dot("A1").get("7", "g7").breaks(CLAIM);
+}

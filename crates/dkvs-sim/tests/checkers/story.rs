@@ -9,7 +9,7 @@
 //!       .everywhere("A1 B1", "B1")               in the end all owners know A1 and B1, and hold B1's value
 //! ```
 //! What a call adds comes after all before it; `at` moves the last operation to another time. Times are in milliseconds,
-//! servers A, B, C are 0, 1, 2, and an event's letter is its coordinator.
+//! servers A, B, C are 0, 1, 2, and an event's letter is its coordinator; `g7` stands for the value 7 given at a start.
 
 use std::fmt;
 
@@ -18,7 +18,8 @@ use dkvs_core::hlc::Hlc;
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
-use dkvs_sim::history::{Action, Damage, History, Operation, Outcome, ValueId};
+use dkvs_net::Level;
+use dkvs_sim::history::{Action, Damage, Given, History, Life, Operation, Outcome, ValueId};
 use dkvs_sim::invariants;
 
 #[derive(Clone)]
@@ -33,6 +34,10 @@ pub(crate) struct Story {
 
 fn dot(text: &str) -> Dot {
     let (actor, counter) = text.split_at(1);
+    if actor == "g" {
+        let incarnation = counter.parse().expect("a dot such as g7");
+        return Dot { actor: Actor { incarnation, epoch: 0 }, counter: 1 };
+    }
     let incarnation = u64::from(actor.as_bytes()[0]);
     Dot { actor: Actor { incarnation, epoch: 1 }, counter: counter.parse().expect("a dot such as A1") }
 }
@@ -198,6 +203,20 @@ impl Story {
     pub(crate) fn seen(mut self, event: &str, number: ValueId) -> Self {
         let of_key = self.history.dots.entry(self.key.clone()).or_default();
         of_key.entry(dot(event)).or_default().insert(op_id(number));
+        self
+    }
+
+    /// This server is given the value at each of its starts. Its event is `g` and the number.
+    pub(crate) fn given(mut self, letter: char, value: ValueId) -> Self {
+        let dot = dot(&format!("g{value}"));
+        self.history.given.push(Given { server: server(letter), key: self.key.clone(), value, dot });
+        self
+    }
+
+    /// In some life of some server, what this gauge measures was so much at most.
+    pub(crate) fn level(mut self, name: &'static str, peak: u64, limit: u64) -> Self {
+        let level = Level { name, now: 0, peak, limit, full: 0 };
+        self.history.lives.push(Life { who: "server 0".into(), levels: vec![level] });
         self
     }
 
