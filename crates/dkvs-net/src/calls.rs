@@ -70,10 +70,18 @@ impl<S: Socket> Shared<S> {
     ) -> Result<Answer, CallError> {
         check_len(body)?;
         let frame = |id, expires| self.datagram_frame(Frame { kind, id, expires, body });
-        let mut call = self.begin(to, &patience, frame)?;
-        let (heard, times_sent) = match call.frame.clone() {
-            Some(frame) => self.call_by_datagram(&mut call, frame, &patience).await?,
-            None => (Heard::UseStream, 0),
+        let mut times_sent = 0;
+        let (call, heard) = loop {
+            let mut call = match self.begin(to, &patience, frame) {
+                Err(CallError::Overloaded { .. }) if times_sent > 0 => {
+                    return Err(CallError::Overloaded { repeated: true });
+                }
+                begun => begun?,
+            };
+            let Some(frame) = call.frame.clone() else { break (call, Heard::UseStream) };
+            if let Some(heard) = self.call_by_datagram(&mut call, frame, &patience, &mut times_sent).await? {
+                break (call, heard);
+            }
         };
         match heard {
             Heard::Answer(kind, body) => read_answer(kind, &body),
@@ -95,16 +103,18 @@ impl<S: Socket> Shared<S> {
         })
     }
 
-    /// Sends the request, again and again with growing pauses, until something ends the call. Returns also how often it
-    /// was sent, not counting what a challenge had sent again.
+    /// Sends the request, again and again with growing pauses, until something ends the call. Counts how often it
+    /// was sent, but for what a challenge had sent again. `None` when the peer was found to have been restarted: the request
+    /// has to be made anew.
     async fn call_by_datagram(
         &self,
         call: &mut Begun<'_, S>,
         frame: Arc<[u8]>,
         patience: &Patience,
-    ) -> Result<(Heard, u32), CallError> {
+        times_sent: &mut u32,
+    ) -> Result<Option<Heard>, CallError> {
         let start = Instant::now();
-        let mut times_sent = 1;
+        *times_sent += 1;
         let mut silent_at = patience.silence.map(|silence| start + silence);
         let mut pause = self.config.retransmit_min;
         let mut closed = self.closed.clone();
@@ -114,9 +124,7 @@ impl<S: Socket> Shared<S> {
             let wake_at = [Some(patience.deadline), silent_at, Some(again_at)].into_iter().flatten().min();
             tokio::select! {
                 biased;
-                ended = &mut call.ended => {
-                    return ended.map(|heard| (heard, times_sent)).map_err(|_| CallError::Closed);
-                }
+                ended = &mut call.ended => return Ok(ended.ok()),
                 _ = closed.wait_for(|closed| *closed) => return Err(CallError::Closed),
                 () = sleep_until(wake_at.unwrap_or(patience.deadline)) => {}
             }
@@ -134,7 +142,7 @@ impl<S: Socket> Shared<S> {
                 Counters::count(&self.counters.retransmitted);
                 let repetition = lock(&self.peers).repetition(call.to, call.id);
                 repetition.into_iter().for_each(|frame| self.push(call.to, frame));
-                times_sent += 1;
+                *times_sent += 1;
                 pause = (pause * 2).min(self.config.retransmit_max);
             }
         }

@@ -62,6 +62,8 @@ impl Expiry {
 struct Peer {
     /// 0 when there is none.
     proof: u64,
+    /// The session of the process that told the proof.
+    session: u64,
     /// Told together with the proof.
     clock: Option<KnownClock>,
     calls: BTreeMap<u64, Call>,
@@ -164,9 +166,14 @@ impl Peers {
                 let told = KnownClock::told(header.oldest);
                 if peer.proof == header.proof {
                     peer.clock = Some(peer.clock.map_or(told, |known| known.better(told)));
+                } else if peer.proof != 0 && peer.session != header.session {
+                    // Another process than the one that was asked: it knows nothing of the requests, and must not get
+                    // them under their old ids. The one before may have executed one, and its answer may be under
+                    // way; it would end the call, and leave this process with a request that nobody waits for.
+                    peer.tell(header, told);
+                    peer.calls.values_mut().for_each(Call::abandon);
                 } else {
-                    peer.proof = header.proof;
-                    peer.clock = Some(told);
+                    peer.tell(header, told);
                     let again = peer.calls.values().filter_map(|call| call.repetition(peer.clock));
                     return (again.collect(), true);
                 }
@@ -183,10 +190,24 @@ impl Peers {
     }
 }
 
+impl Peer {
+    /// Takes what a challenge tells.
+    fn tell(&mut self, challenge: Header, clock: KnownClock) {
+        self.proof = challenge.proof;
+        self.session = challenge.session;
+        self.clock = Some(clock);
+    }
+}
+
 impl Call {
     fn repetition(&self, clock: Option<KnownClock>) -> Option<Arc<[u8]>> {
         let until = self.expiry.until(self.sign_of_life);
         self.frame.as_ref().map(|frame| with_expiry(frame, expires(clock, until)))
+    }
+
+    /// Has the caller start again, with another id.
+    fn abandon(&mut self) {
+        self.ended = None;
     }
 
     fn end(&mut self, heard: Heard) {

@@ -436,6 +436,48 @@ async fn what_a_caller_gave_up_is_not_begun_any_more() {
     assert_eq!(service.executed(), [1]);
 }
 
+/// A server that is restarted while a request is under way: the old process may have executed it, the new one knows
+/// nothing of it.
+#[tokio::test]
+async fn a_restarted_server_gets_requests_under_new_ids() {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (caller, to) = (caller().await, server.local_addr().unwrap());
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call(to, &put(1, "v"), patience()).await }
+    });
+    // The next request with this proof: its id, and where it came from.
+    let next_with = async |proof: u64| loop {
+        let mut buffer = vec![0; 2_048];
+        let (len, from) = timeout(PATIENCE, server.recv_from(&mut buffer)).await.unwrap().unwrap();
+        let (header, frames) = envelope::parse(&buffer[..len]).unwrap();
+        if header.proof == proof {
+            return (frames[0].id, from);
+        }
+    };
+    let challenge = |session, proof, id| {
+        let mut datagram = DatagramBuilder::new(Header { session, proof, oldest: 1_000 });
+        datagram.push(&Frame::answer(Kind::Challenge, id, &[]));
+        datagram.finish(0)
+    };
+    let (first, from) = next_with(0).await;
+    server.send_to(&challenge(1, 11, first), from).await.unwrap();
+    assert_eq!(next_with(11).await.0, first, "the process that asks for a proof has not executed anything");
+    server.send_to(&challenge(1, 12, first), from).await.unwrap();
+    assert_eq!(next_with(12).await.0, first, "a later proof of the same process");
+    server.send_to(&challenge(2, 21, first), from).await.unwrap();
+    let (second, _) = next_with(21).await;
+    assert_ne!(second, first);
+    for (id, value) in [(first, "of the process before"), (second, "of this one")] {
+        let done = PutDone { acked: Vec::new(), context: Token(value.into()) };
+        let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
+        let mut datagram = DatagramBuilder::new(Header { session: 2, proof: 0, oldest: 0 });
+        datagram.push(&Frame::answer(kind, id, &body));
+        server.send_to(&datagram.finish(0), from).await.unwrap();
+    }
+    assert_eq!(answered_value(call.await.unwrap()), "of this one");
+}
+
 /// A stranger knows the caller's address and its request's id, and answers before the server does.
 #[tokio::test]
 async fn an_answer_from_a_stranger_is_not_believed() {
