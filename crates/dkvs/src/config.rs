@@ -17,6 +17,7 @@ pub struct ClientConfig {
     /// How long an operation may take, everything included.
     pub timeout: Duration,
     /// A server that shows no sign of life for this long, or for a quarter of the timeout, is passed over for the next.
+    /// A put by datagram has to be begun within this time: on paths whose round trip comes near to it, raise it.
     pub silence_max: Duration,
     /// Longest value sent, in bytes. The servers have their own limit.
     pub value_len_max: usize,
