@@ -11,7 +11,7 @@ pub struct EndpointConfig {
     pub datagram_len_max: usize,
     /// Calls waiting for their answers at one time; one more is refused as overloaded.
     pub calls_max: usize,
-    /// Requests being served at one time; one more is answered as overloaded.
+    /// Requests of clients being served at one time, and as many of other servers; one more is answered as overloaded.
     pub requests_max: usize,
     /// Messages waiting to be sent; one more is dropped, as the network might.
     pub outbox_len_max: usize,

@@ -197,7 +197,8 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) stream_room: Semaphore,
     pub(crate) answer_room: Semaphore,
-    pub(crate) requests: Arc<Semaphore>,
+    pub(crate) client_requests: Places,
+    pub(crate) other_requests: Places,
     pub(crate) gauges: Gauges,
     pub(crate) peers: Mutex<Peers>,
     pub(crate) sessions: Mutex<Sessions>,
@@ -207,10 +208,26 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) jitter: Mutex<StdRng>,
 }
 
+/// Room for requests of one sort that are being served.
+///
+/// There are two sorts. A client's request waits for what this server asks of others; what others ask of it waits for nobody.
+/// If they shared their room, servers full of clients' requests would refuse each other what these wait for, and all would
+/// come to nothing.
+#[derive(Debug)]
+pub(crate) struct Places {
+    pub(crate) free: Arc<Semaphore>,
+    pub(crate) gauge: Gauge,
+}
+
+impl Places {
+    fn new(max: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(max)), gauge: Gauge::new(max) }
+    }
+}
+
 /// Of what is not in a table that has a gauge of its own.
 #[derive(Debug)]
 pub(crate) struct Gauges {
-    pub(crate) requests: Gauge,
     pub(crate) challenges: Gauge,
     pub(crate) streams: Gauge,
     pub(crate) stream_bytes: Gauge,
@@ -220,7 +237,6 @@ pub(crate) struct Gauges {
 impl Gauges {
     fn new(config: &EndpointConfig) -> Self {
         Self {
-            requests: Gauge::new(config.requests_max),
             challenges: Gauge::new(serve::CHALLENGES_MAX),
             streams: Gauge::new(config.streams_max),
             stream_bytes: Gauge::new(streams::room_len(config)),
@@ -252,7 +268,8 @@ impl<S: Socket> Endpoint<S> {
             clock: ExpiryClock::new(random.next_u64()),
             sessions: Mutex::new(Sessions::new(config.sessions_max)),
             outbox: Outbox::new(config.outbox_len_max),
-            requests: Arc::new(Semaphore::new(config.requests_max)),
+            client_requests: Places::new(config.requests_max),
+            other_requests: Places::new(config.requests_max),
             streams: Arc::new(Semaphore::new(config.streams_max)),
             stream_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
             answer_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
@@ -291,11 +308,12 @@ impl<S: Socket> Endpoint<S> {
     /// How full everything here is that has a limit, and was at most.
     #[must_use]
     pub fn levels(&self) -> Vec<Level> {
-        let Shared { outbox, gauges, idle_streams, .. } = &*self.shared;
+        let Shared { outbox, gauges, idle_streams, client_requests, other_requests, .. } = &*self.shared;
         let mut levels = vec![
             outbox.gauge.level("outbox"),
             idle_streams.gauge.level("idle_streams"),
-            gauges.requests.level("requests"),
+            client_requests.gauge.level("client_requests"),
+            other_requests.gauge.level("other_requests"),
             gauges.challenges.level("challenges"),
             gauges.streams.level("streams"),
             gauges.stream_bytes.level("stream_bytes"),
@@ -349,7 +367,9 @@ impl<S: Socket> Endpoint<S> {
     pub async fn close(&self, deadline: Instant) {
         let all = u32::try_from(self.shared.config.requests_max).unwrap_or(u32::MAX);
         // While this waits, requests that come find no permit and are answered as overloaded.
-        let _all_served = timeout_at(deadline, self.shared.requests.acquire_many(all)).await;
+        for places in [&self.shared.client_requests, &self.shared.other_requests] {
+            let _all_served = timeout_at(deadline, places.free.acquire_many(all)).await;
+        }
         let _all_sent = timeout_at(deadline, self.shared.send_queued()).await;
         self.abort();
     }

@@ -10,7 +10,7 @@ use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::Request;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::endpoint::{Counters, Service, Shared};
+use crate::endpoint::{Counters, Places, Service, Shared};
 use crate::gauges::Gauge;
 use crate::lock;
 use crate::sessions::{Admission, Sessions};
@@ -135,9 +135,10 @@ impl<S: Socket> Shared<S> {
                 return if harmless { notice(Kind::Overloaded) } else { Admitted::Ignore };
             }
         }
-        let Ok(permit) = self.requests.clone().try_acquire_owned() else {
+        let places = self.places_for(frame.kind);
+        let Ok(permit) = places.free.clone().try_acquire_owned() else {
             Counters::count(&self.counters.overloaded);
-            self.gauges.requests.was_full();
+            places.gauge.was_full();
             lock(&self.sessions).finished(session, frame.id, Kind::Overloaded, Bytes::new());
             return notice(Kind::Overloaded);
         };
@@ -151,6 +152,10 @@ impl<S: Socket> Shared<S> {
         }
     }
 
+    fn places_for(&self, kind: Kind) -> &Places {
+        if kind == Kind::ClientRequest { &self.client_requests } else { &self.other_requests }
+    }
+
     /// Executes a request and remembers its answer if it must not be executed again.
     pub(crate) async fn execute<V: Service>(
         &self,
@@ -161,7 +166,7 @@ impl<S: Socket> Shared<S> {
         request: Request,
         validity: Validity,
     ) -> (Kind, Bytes) {
-        let _served = Gauge::hold(&self.gauges.requests, 1);
+        let _served = Gauge::hold(&self.places_for(request.kind()).gauge, 1);
         let forget = ForgetUnlessFinished { sessions: &self.sessions, session, id };
         let idempotent = request.is_idempotent();
         let (kind, body) = service.handle(from, request, validity).await.encode();

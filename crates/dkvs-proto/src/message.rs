@@ -43,10 +43,21 @@ impl Request {
     /// Its kind and its body.
     #[must_use]
     pub fn encode(&self) -> (Kind, Vec<u8>) {
+        let body = match self {
+            Self::Client(request) => codec::to_vec(request),
+            Self::Replica(request) => codec::to_vec(request),
+            Self::Admin(request) => codec::to_vec(request),
+        };
+        (self.kind(), body)
+    }
+
+    /// The kind of the frame it travels in.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
         match self {
-            Self::Client(request) => (Kind::ClientRequest, codec::to_vec(request)),
-            Self::Replica(request) => (Kind::ReplicaRequest, codec::to_vec(request)),
-            Self::Admin(request) => (Kind::AdminRequest, codec::to_vec(request)),
+            Self::Client(_) => Kind::ClientRequest,
+            Self::Replica(_) => Kind::ReplicaRequest,
+            Self::Admin(_) => Kind::AdminRequest,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::history::ValueId;
 use crate::nemesis::{self, Strike};
 use crate::seed;
 
-/// Bounds of the step in which time passes.
+/// Bounds of the step in which time passes, in whole milliseconds.
 const TICK_MIN: Duration = Duration::from_millis(1);
 const TICK_MAX: Duration = Duration::from_millis(10);
 
@@ -175,6 +175,11 @@ impl Plan {
         };
         let latency_min = Duration::from_millis(random.random_range(0..=2));
         let latency_max = latency_min + Duration::from_millis(*pick(&[2, 5, 10, 50, 200], random));
+        let tick =
+            Duration::from_millis(u64::from(latency_max.subsec_millis()) / 5).clamp(TICK_MIN, TICK_MAX);
+        // Within a step machines act one after the other, each at its own moment: what one sends must not reach another
+        // in the same step, at an earlier one. Timers know milliseconds only, so the shortest step has but one moment.
+        let latency_min = if tick > TICK_MIN { latency_min.max(tick) } else { latency_min };
         let steps = random.random_range(50..=500);
         let steps = wishes.steps.unwrap_or(steps);
         // A timeout that the network in good times can miss would only test the timeout.
@@ -198,7 +203,7 @@ impl Plan {
             endpoint: endpoint(random),
             scarcity: None,
             latency: (latency_min, latency_max),
-            tick: (latency_max / 5).clamp(TICK_MIN, TICK_MAX),
+            tick,
             damage,
             mad: seed::random(seed, "has mad peer", 0).random_bool(0.25),
             strikes: Vec::new(),
