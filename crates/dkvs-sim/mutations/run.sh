@@ -23,6 +23,8 @@ export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARG
 (cd "$top" && git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -cf -) | tar -C "$copy" -xf -
 cd "$copy"
 git init -q .
+# What an earlier run left in the target directory is older.
+find . -name '*.rs' -exec touch {} +
 
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then
