@@ -15,6 +15,8 @@ mod clock;
 
 mod disk;
 
+mod late;
+
 mod network;
 
 mod process;
@@ -25,10 +27,12 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use crate::plan::{Plan, pick};
+use crate::seed;
 use crate::world::World;
 
 pub use clock::ClockFault;
 pub use disk::DiskFault;
+pub use late::LateFault;
 pub use network::NetworkFault;
 pub use process::ProcessFault;
 
@@ -43,6 +47,8 @@ pub enum Fault {
     Disk(DiskFault),
     /// A wall clock is wrong.
     Clock(ClockFault),
+    /// Requests and answers arrive when their senders have gone on.
+    Late(LateFault),
 }
 
 /// A fault with its time.
@@ -59,8 +65,16 @@ pub struct Strike {
 /// No fault strikes before this: the servers are up and have said hello.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// The faults of a run: a few kinds out of all, at random times.
-pub(crate) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
+/// The faults of a run, in the order in which they strike.
+pub(crate) fn plan(plan: &Plan) -> Vec<Strike> {
+    let mut strikes = mixed(plan, &mut seed::random(plan.seed, "nemesis", 0));
+    strikes.extend(late::plan(plan, &mut seed::random(plan.seed, "late", 0)));
+    strikes.sort_by_key(|strike| strike.at);
+    strikes
+}
+
+/// A few kinds out of all, at random times.
+fn mixed(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     let kinds: Vec<Kind> = KINDS.into_iter().filter(|_| random.random_bool(0.4)).collect();
     if kinds.is_empty() {
         return Vec::new();
@@ -109,6 +123,7 @@ impl Fault {
             Self::Process(fault) => fault.start(world),
             Self::Disk(fault) => fault.start(world),
             Self::Clock(fault) => fault.start(world),
+            Self::Late(fault) => fault.start(world),
         }
     }
 
@@ -119,6 +134,7 @@ impl Fault {
             Self::Process(fault) => fault.end(world),
             Self::Disk(fault) => fault.end(world),
             Self::Clock(fault) => fault.end(world),
+            Self::Late(fault) => fault.end(world),
         }
     }
 }

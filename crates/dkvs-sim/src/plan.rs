@@ -150,6 +150,9 @@ pub struct Plan {
     pub damage: bool,
     /// Whether a host that looks like a valid peer sends mad messages.
     pub mad: bool,
+    /// Whether requests and answers arrive late now and then. Then clients like puts without a context: one that takes
+    /// effect twice replaces what it must not.
+    pub late: bool,
     /// The faults, in the order in which they strike.
     pub strikes: Vec<Strike>,
 }
@@ -206,10 +209,14 @@ impl Plan {
             tick,
             damage,
             mad: seed::random(seed, "has mad peer", 0).random_bool(0.25),
+            late: seed::random(seed, "has late messages", 0).random_bool(0.25),
             strikes: Vec::new(),
         };
+        if plan.late {
+            plan.mix.blind += 3;
+        }
         plan.scarcity = scarcity(&plan.endpoint, &mut seed::random(seed, "scarcity", 0));
-        plan.strikes = nemesis::plan(&plan, &mut seed::random(seed, "nemesis", 0));
+        plan.strikes = nemesis::plan(&plan);
         plan
     }
 

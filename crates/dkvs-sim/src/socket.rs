@@ -9,11 +9,10 @@ use std::task::{Context, Poll, ready};
 use dkvs_net::Socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Mutex;
-use tokio::time::sleep;
 use turmoil::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::trace::{Trace, now};
-use crate::weather::Weather;
+use crate::weather::{Inbox, Weather};
 
 /// Longest datagram there is.
 const DATAGRAM_LEN_MAX: usize = 65_535;
@@ -23,7 +22,9 @@ const BURST: usize = 32;
 
 /// A port of a simulated host.
 pub struct SimSocket {
-    udp: Arc<UdpSocket>,
+    udp: UdpSocket,
+    /// What the weather has delayed.
+    inbox: Arc<Inbox>,
     /// Only a server listens.
     tcp: Option<TcpListener>,
     local: SocketAddr,
@@ -67,7 +68,7 @@ impl SimSocket {
     ) -> io::Result<Self> {
         let local = SocketAddr::new(ip, udp.local_addr()?.port());
         let buffer = Mutex::new(vec![0; DATAGRAM_LEN_MAX]);
-        Ok(Self { udp: Arc::new(udp), tcp, local, weather, trace, buffer })
+        Ok(Self { udp, inbox: weather.listen(local), tcp, local, weather, trace, buffer })
     }
 
     fn stream(&self, inner: TcpStream, from: IpAddr) -> SimStream {
@@ -84,16 +85,11 @@ impl Socket for SimSocket {
 
     async fn send(&self, to: SocketAddr, bytes: &[u8], segment_len: usize) -> io::Result<()> {
         for datagram in bytes.chunks(segment_len.max(1)) {
-            for flight in self.weather.fate(self.local.ip(), to.ip(), datagram) {
+            for flight in self.weather.fate(now(), self.local.ip(), to.ip(), datagram) {
                 if flight.delay.is_zero() {
                     self.udp.send_to(&flight.bytes, to).await?;
                 } else {
-                    let udp = self.udp.clone();
-                    tokio::spawn(async move {
-                        sleep(flight.delay).await;
-                        // Lost like any other datagram if this fails.
-                        let _ = udp.send_to(&flight.bytes, to).await;
-                    });
+                    self.weather.delay(flight.delay, self.local, to, flight.bytes);
                 }
             }
         }
@@ -104,7 +100,26 @@ impl Socket for SimSocket {
     where
         F: FnMut(SocketAddr, &[u8]) + Send,
     {
-        self.udp.readable().await?;
+        tokio::select! {
+            biased;
+            readable = self.udp.readable() => readable?,
+            () = self.inbox.arrived() => {}
+        }
+        let mut each = |from: SocketAddr, datagram: &[u8]| {
+            self.trace.note_bytes(now(), datagram, || {
+                format!(
+                    "{from} -> {}: {} bytes, crc {:08x}",
+                    self.local,
+                    datagram.len(),
+                    crc32fast::hash(datagram)
+                )
+            });
+            each(from, datagram);
+        };
+        for _ in 0..BURST {
+            let Some((from, datagram)) = self.inbox.take() else { break };
+            each(from, &datagram);
+        }
         let mut buffer = self.buffer.lock().await;
         for _ in 0..BURST {
             let (len, from) = match self.udp.try_recv_from(&mut buffer) {
@@ -112,11 +127,7 @@ impl Socket for SimSocket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
-            let datagram = &buffer[..len];
-            self.trace.note_bytes(now(), datagram, || {
-                format!("{from} -> {}: {len} bytes, crc {:08x}", self.local, crc32fast::hash(datagram))
-            });
-            each(from, datagram);
+            each(from, &buffer[..len]);
         }
         Ok(())
     }

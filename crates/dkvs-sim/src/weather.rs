@@ -3,16 +3,26 @@
 //! turmoil has latency, partitions and links that hold everything back. What it lacks is decided here, datagram by
 //! datagram: loss, repetition, damage that no UDP checksum notices, and delays of single datagrams, which put them
 //! behind later ones. Conditions hold for all hosts, for all that one host sends and gets, or both; the worse counts.
+//! One direction of a link can also be late: everything sent there arrives at one moment, while the other direction, and
+//! the sender's other links, are as they were. So a request arrives when its sender has long gone elsewhere.
+//!
+//! What is delayed waits in the network, in its receiver's [`Inbox`], and not with its sender: it arrives although its
+//! sender has been killed, and reaches the process that listens there by then.
 //!
 //! Streams are only damaged: TCP repairs loss and order itself, but its 16-bit checksum lets damage through.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::history::Micros;
+use crate::trace::{micros, now};
 
 /// What may happen to a datagram. Probabilities are from 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -45,11 +55,71 @@ impl Conditions {
 #[derive(Debug)]
 pub struct Weather(Mutex<State>);
 
+/// Datagrams with an address, each with the moment at which it arrives. They are in order of that.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    parcels: Mutex<BTreeMap<(Micros, u64), Parcel>>,
+    changed: Notify,
+}
+
+/// A datagram and who sent it.
+pub(crate) type Parcel = (SocketAddr, Vec<u8>);
+
+impl Inbox {
+    fn put(&self, due: Micros, parcel: Parcel) {
+        let mut parcels = self.parcels();
+        // Of those due at one moment, the one sent later comes later.
+        let number =
+            parcels.range((due, 0)..=(due, u64::MAX)).next_back().map_or(0, |((_, number), _)| number + 1);
+        parcels.insert((due, number), parcel);
+        drop(parcels);
+        self.changed.notify_one();
+    }
+
+    /// Waits until something has arrived. There may be one receiver.
+    pub(crate) async fn arrived(&self) {
+        loop {
+            let due = self.parcels().keys().next().map(|&(due, _)| due);
+            let left = due.map(|due| Duration::from_micros(due.saturating_sub(now())));
+            match left {
+                None => self.changed.notified().await,
+                Some(Duration::ZERO) => return,
+                Some(left) => tokio::select! {
+                    biased;
+                    () = self.changed.notified() => {}
+                    () = sleep(left) => {}
+                },
+            }
+        }
+    }
+
+    /// Takes the first datagram that has arrived.
+    pub(crate) fn take(&self) -> Option<Parcel> {
+        let mut parcels = self.parcels();
+        let first = parcels.first_entry()?;
+        (first.key().0 <= now()).then(|| first.remove())
+    }
+
+    fn parcels(&self) -> MutexGuard<'_, BTreeMap<(Micros, u64), Parcel>> {
+        self.parcels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Debug)]
 struct State {
-    everywhere: Conditions,
-    at: BTreeMap<IpAddr, Conditions>,
+    inboxes: BTreeMap<SocketAddr, Arc<Inbox>>,
+    everywhere: Vec<Conditions>,
+    at: Vec<(IpAddr, Conditions)>,
+    /// Directions that are late, or will be.
+    late: BTreeMap<(IpAddr, IpAddr), Late>,
     random: StdRng,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    until: Micros,
+    /// Whether it begins only with the next datagram the other way.
+    once_spoken_to: bool,
 }
 
 /// One copy of a datagram on its way.
@@ -63,34 +133,71 @@ impl Weather {
     /// Fair weather, with this source of fate.
     #[must_use]
     pub fn new(random: StdRng) -> Self {
-        Self(Mutex::new(State { everywhere: Conditions::default(), at: BTreeMap::new(), random }))
+        let (everywhere, at) = (Vec::new(), Vec::new());
+        let (late, inboxes) = (BTreeMap::new(), BTreeMap::new());
+        Self(Mutex::new(State { inboxes, everywhere, at, late, random }))
     }
 
-    /// Changes the conditions of the whole network.
-    pub fn set_everywhere(&self, conditions: Conditions) {
-        self.state().everywhere = conditions;
+    /// The inbox of an address that is listened to from now on. What has arrived before is lost.
+    pub(crate) fn listen(&self, at: SocketAddr) -> Arc<Inbox> {
+        let inbox = self.state().inboxes.entry(at).or_default().clone();
+        while inbox.take().is_some() {}
+        inbox
     }
 
-    /// Changes the conditions around one host.
-    pub fn set_at(&self, host: IpAddr, conditions: Conditions) {
-        self.state().at.insert(host, conditions);
+    /// Has a datagram arrive after so long.
+    pub(crate) fn delay(&self, delay: Duration, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        let inbox = self.state().inboxes.entry(to).or_default().clone();
+        inbox.put(now() + micros(delay), (from, bytes));
     }
 
-    /// What becomes of a datagram: no copy, one, or two.
-    pub(crate) fn fate(&self, from: IpAddr, to: IpAddr, bytes: &[u8]) -> Vec<Flight> {
+    /// Adds to the conditions of the whole network.
+    pub fn begin_everywhere(&self, conditions: Conditions) {
+        self.state().everywhere.push(conditions);
+    }
+
+    /// Ends what [`Weather::begin_everywhere`] added.
+    pub fn end_everywhere(&self, conditions: Conditions) {
+        remove_one(&mut self.state().everywhere, &conditions);
+    }
+
+    /// Adds to the conditions around one host.
+    pub fn begin_at(&self, host: IpAddr, conditions: Conditions) {
+        self.state().at.push((host, conditions));
+    }
+
+    /// Ends what [`Weather::begin_at`] added.
+    pub fn end_at(&self, host: IpAddr, conditions: Conditions) {
+        remove_one(&mut self.state().at, &(host, conditions));
+    }
+
+    /// What is sent from one host to another before this moment arrives after it.
+    pub fn late_until(&self, from: IpAddr, to: IpAddr, until: Micros) {
+        self.state().late.insert((from, to), Late { until, once_spoken_to: false });
+    }
+
+    /// The same, from the next datagram on that is sent the other way.
+    pub fn late_once_spoken_to(&self, from: IpAddr, to: IpAddr, until: Micros) {
+        self.state().late.insert((from, to), Late { until, once_spoken_to: true });
+    }
+
+    /// What becomes of a datagram sent now: no copy, one, or two.
+    pub(crate) fn fate(&self, now: Micros, from: IpAddr, to: IpAddr, bytes: &[u8]) -> Vec<Flight> {
         let mut state = self.state();
         let conditions = state.between(from, to);
+        let late = state.lateness(now, from, to);
         let random = &mut state.random;
         if random.random_bool(conditions.loss) {
             return Vec::new();
         }
         let copies = 1 + usize::from(random.random_bool(conditions.duplication));
         let flight = |_| Flight {
-            delay: if random.random_bool(conditions.delay) {
-                conditions.delay_max.mul_f64(random.random_range(0.0..1.0))
-            } else {
-                Duration::ZERO
-            },
+            delay: Duration::from_micros(late)
+                + if random.random_bool(conditions.delay) {
+                    conditions.delay_max.mul_f64(random.random_range(0.0..1.0))
+                } else {
+                    Duration::ZERO
+                },
             bytes: {
                 let mut bytes = bytes.to_vec();
                 if random.random_bool(conditions.corruption) {
@@ -111,15 +218,30 @@ impl Weather {
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
+    fn lateness(&mut self, now: Micros, from: IpAddr, to: IpAddr) -> Micros {
+        if let Some(other_way) = self.late.get_mut(&(to, from)) {
+            other_way.once_spoken_to = false;
+        }
+        let late = self.late.get(&(from, to)).filter(|late| !late.once_spoken_to);
+        late.map_or(0, |late| late.until.saturating_sub(now))
+    }
+
     fn between(&self, from: IpAddr, to: IpAddr) -> Conditions {
-        let local = [from, to].into_iter().filter_map(|host| self.at.get(&host).copied());
-        local.fold(self.everywhere, Conditions::worse)
+        let local =
+            self.at.iter().filter(|(host, _)| [from, to].contains(host)).map(|(_, conditions)| conditions);
+        self.everywhere.iter().chain(local).copied().fold(Conditions::default(), Conditions::worse)
+    }
+}
+
+fn remove_one<A: PartialEq>(all: &mut Vec<A>, one: &A) {
+    if let Some(i) = all.iter().position(|other| other == one) {
+        all.remove(i);
     }
 }
 
@@ -159,7 +281,7 @@ mod tests {
     const C: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 3));
 
     fn arrived(weather: &Weather, from: IpAddr, to: IpAddr) -> Vec<Flight> {
-        (0..1_000).flat_map(|_| weather.fate(from, to, &[7; 100])).collect()
+        (0..1_000).flat_map(|_| weather.fate(0, from, to, &[7; 100])).collect()
     }
 
     #[test]
@@ -173,19 +295,54 @@ mod tests {
     #[test]
     fn bad_weather_at_a_host_hits_what_it_sends_and_gets_and_nothing_else() {
         let weather = Weather::new(StdRng::seed_from_u64(1));
-        weather.set_at(A, Conditions { loss: 0.5, ..Conditions::default() });
+        let bad = Conditions { loss: 0.5, ..Conditions::default() };
+        weather.begin_at(A, bad);
         for (from, to) in [(A, B), (B, A)] {
             let count = arrived(&weather, from, to).len();
             assert!((400..600).contains(&count), "{count}");
         }
         assert_eq!(arrived(&weather, B, C).len(), 1_000);
+        weather.end_at(A, bad);
+        assert_eq!(arrived(&weather, A, B).len(), 1_000);
+    }
+
+    #[test]
+    fn storms_that_overlap_end_one_by_one() {
+        let weather = Weather::new(StdRng::seed_from_u64(1));
+        let (all, half) = (
+            Conditions { loss: 1.0, ..Conditions::default() },
+            Conditions { loss: 0.5, ..Conditions::default() },
+        );
+        weather.begin_everywhere(all);
+        weather.begin_everywhere(half);
+        assert_eq!(arrived(&weather, A, B).len(), 0);
+        weather.end_everywhere(all);
+        assert!((400..600).contains(&arrived(&weather, A, B).len()));
+        weather.end_everywhere(half);
+        assert_eq!(arrived(&weather, A, B).len(), 1_000);
+    }
+
+    #[test]
+    fn a_late_direction_is_late_until_one_moment_and_the_other_is_not() {
+        let weather = Weather::new(StdRng::seed_from_u64(1));
+        weather.late_until(A, B, 900);
+        let delay = |now, from, to| weather.fate(now, from, to, &[7]).remove(0).delay;
+        assert_eq!(delay(200, A, B), Duration::from_micros(700));
+        assert_eq!(delay(900, A, B), Duration::ZERO);
+        assert_eq!(delay(1_000, A, B), Duration::ZERO);
+        assert_eq!(delay(200, B, A), Duration::ZERO);
+        assert_eq!(delay(200, A, C), Duration::ZERO);
+        weather.late_once_spoken_to(B, C, 900);
+        assert_eq!(delay(200, B, C), Duration::ZERO);
+        assert_eq!(delay(200, C, B), Duration::ZERO);
+        assert_eq!(delay(200, B, C), Duration::from_micros(700));
     }
 
     #[test]
     fn every_kind_of_trouble_happens_about_as_often_as_asked() {
         let weather = Weather::new(StdRng::seed_from_u64(1));
         let delay_max = Duration::from_millis(100);
-        weather.set_everywhere(Conditions {
+        weather.begin_everywhere(Conditions {
             loss: 0.1,
             duplication: 0.2,
             corruption: 0.3,

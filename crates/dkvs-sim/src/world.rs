@@ -179,6 +179,18 @@ impl World {
         }
     }
 
+    /// What is sent from one machine to another in the next while arrives at its end; what is on its way is not touched.
+    pub(crate) fn late(&mut self, from: Host, to: Host, lasts: Duration) {
+        let until = self.now() + micros(lasts);
+        self.shared.weather.late_until(self.shared.ips[from], self.shared.ips[to], until);
+    }
+
+    /// The same, from the next datagram on that is sent the other way.
+    pub(crate) fn late_once_spoken_to(&mut self, from: Host, to: Host, lasts: Duration) {
+        let until = self.now() + micros(lasts);
+        self.shared.weather.late_once_spoken_to(self.shared.ips[from], self.shared.ips[to], until);
+    }
+
     /// Holds back what is sent between two machines. What a cut loses stays lost.
     pub(crate) fn hold(&mut self, a: Host, b: Host) {
         let count = self.holds.entry((a.min(b), a.max(b))).or_default();
@@ -274,6 +286,12 @@ impl World {
         }
     }
 
+    /// Kills a server, and starts it at once.
+    pub(crate) fn restart(&mut self, server: Host) {
+        self.kill(server);
+        self.start(server);
+    }
+
     /// Asks a server to stop in order.
     pub(crate) fn stop(&mut self, server: Host) {
         if self.is_up(server) {
@@ -308,8 +326,7 @@ impl World {
 
     pub(crate) fn restart_if_poisoned(&mut self, server: Host) {
         if self.shared.servers[server].disk.is_poisoned() {
-            self.kill(server);
-            self.start(server);
+            self.restart(server);
         }
     }
 

@@ -114,9 +114,9 @@ pub(super) fn clog(plan: &Plan, random: &mut StdRng) -> Option<Fault> {
 impl NetworkFault {
     pub(super) fn start(&self, world: &mut World) -> bool {
         match self {
-            Self::Storm(conditions) => world.shared.weather.set_everywhere(*conditions),
+            Self::Storm(conditions) => world.shared.weather.begin_everywhere(*conditions),
             Self::BadHost(host, conditions) => {
-                world.shared.weather.set_at(world.shared.ips[*host], *conditions);
+                world.shared.weather.begin_at(world.shared.ips[*host], *conditions);
             }
             Self::Cut(pairs) => pairs.iter().for_each(|&(from, to)| world.cut(from, to)),
             Self::Flapping(pairs, period) => world.flap(pairs.clone(), *period),
@@ -127,9 +127,9 @@ impl NetworkFault {
 
     pub(super) fn end(&self, world: &mut World) {
         match self {
-            Self::Storm(_) => world.shared.weather.set_everywhere(Conditions::default()),
-            Self::BadHost(host, _) => {
-                world.shared.weather.set_at(world.shared.ips[*host], Conditions::default());
+            Self::Storm(conditions) => world.shared.weather.end_everywhere(*conditions),
+            Self::BadHost(host, conditions) => {
+                world.shared.weather.end_at(world.shared.ips[*host], *conditions);
             }
             Self::Cut(pairs) => pairs.iter().for_each(|&(from, to)| world.mend(from, to)),
             Self::Flapping(pairs, _) => world.stop_flapping(pairs),

@@ -1,0 +1,104 @@
+//! Requests and answers that arrive when their senders have gone on.
+//!
+//! They make a put take effect twice, or after what was written later. Other faults bring this about in one run of a
+//! thousand; these are aimed at the moments that matter, in runs of their own, so as not to change the others.
+//!
+//! ```text
+//!   held up   client ──put─────────────────────────> arrives       the client asks another server meanwhile
+//!   between   client ──put──> server ─ answer ─────────> arrives
+//!                               restart ── "who are you?" ──> client ──put again──────────> arrives
+//! ```
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use super::{Fault, QUIET, Strike, server};
+use crate::plan::Plan;
+use crate::shared::Host;
+use crate::world::World;
+
+/// Requests and answers arrive when their senders have gone on.
+#[derive(Clone, Copy, Debug)]
+pub enum LateFault {
+    /// For so long, what the first machine sends to the second arrives only at the end.
+    HeldUp(Host, Host, Duration),
+    /// The same, from the next datagram on that the second sends to the first.
+    HeldUpOnceSpokenTo(Host, Host, Duration),
+    /// This server is killed and started at once.
+    Restart(Host),
+}
+
+/// A client asks the next server when one has been silent for this part of its timeout, or `SILENCE` if that is less.
+const SILENCE_SHARE: u32 = 4;
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// How long that is.
+fn patience(plan: &Plan) -> Duration {
+    (plan.timeout / SILENCE_SHARE).min(SILENCE)
+}
+
+/// In a run with late messages, one or more a second.
+pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
+    if !plan.late {
+        return Vec::new();
+    }
+    let mut strikes = Vec::new();
+    let mut at = QUIET;
+    while at < plan.chaos_max() {
+        at += Duration::from_millis(1_500).mul_f64(random.random_range(0.0..1.0));
+        let server = server(plan, random);
+        if random.random_bool(0.5) {
+            strikes.extend(held_up(plan, server, at, random));
+        } else {
+            strikes.extend(between(plan, server, at, random));
+        }
+    }
+    strikes
+}
+
+/// A machine with clients.
+fn client(plan: &Plan, random: &mut StdRng) -> Host {
+    usize::from(plan.servers + random.random_range(0..plan.client_hosts))
+}
+
+fn strike(at: Duration, fault: LateFault) -> Strike {
+    Strike { at, lasts: Duration::ZERO, fault: Fault::Late(fault) }
+}
+
+/// A client's requests arrive when it has asked another server.
+fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let lasts = patience(plan).mul_f64(random.random_range(1.0..8.0));
+    vec![strike(at, LateFault::HeldUp(client(plan, random), server, lasts))]
+}
+
+/// A server is restarted while its answer is under way, and gets the request again when its client has that answer.
+fn between(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let client = client(plan, random);
+    let round_trip = (plan.latency.0 + plan.latency.1).max(Duration::from_millis(50));
+    let mut some = |most: Duration| most.mul_f64(random.random_range(0.0..1.0));
+    let restart = at + some(patience(plan));
+    let answered = restart + some(round_trip * 4);
+    let arrives = answered + some(plan.timeout);
+    vec![
+        strike(at, LateFault::HeldUp(server, client, answered - at)),
+        strike(restart, LateFault::HeldUp(server, client, Duration::ZERO)),
+        strike(restart, LateFault::Restart(server)),
+        strike(restart, LateFault::HeldUpOnceSpokenTo(client, server, arrives - restart)),
+    ]
+}
+
+impl LateFault {
+    /// There is nothing to undo: what is late arrives.
+    pub(super) fn start(&self, world: &mut World) -> bool {
+        match *self {
+            Self::HeldUp(from, to, lasts) => world.late(from, to, lasts),
+            Self::HeldUpOnceSpokenTo(from, to, lasts) => world.late_once_spoken_to(from, to, lasts),
+            Self::Restart(server) => world.restart(server),
+        }
+        false
+    }
+
+    pub(super) fn end(&self, _: &mut World) {}
+}
