@@ -214,6 +214,8 @@ impl Plan {
         };
         if plan.late {
             plan.mix.blind += 3;
+            plan.mix.large =
+                plan.mix.large.max(*pick(&[0.0, 0.3], &mut seed::random(seed, "late values", 0)));
         }
         plan.scarcity = scarcity(&plan.endpoint, &mut seed::random(seed, "scarcity", 0));
         plan.strikes = nemesis::plan(&plan);

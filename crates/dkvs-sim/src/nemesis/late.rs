@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   held up   client ──put─────────────────────────> arrives       the client asks another server meanwhile
+//!   stuck     client ──put──> server ── disk ───────> begun         the client asks another server meanwhile
 //!   between   client ──put──> server ─ answer ─────────> arrives
 //!                               restart ── "who are you?" ──> client ──put again──────────> arrives
 //! ```
@@ -14,7 +15,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::{Fault, QUIET, Strike, server};
+use super::{DiskFault, Fault, NetworkFault, QUIET, Strike, server};
 use crate::plan::Plan;
 use crate::shared::Host;
 use crate::world::World;
@@ -49,11 +50,11 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     while at < plan.chaos_max() {
         at += Duration::from_millis(1_500).mul_f64(random.random_range(0.0..1.0));
         let server = server(plan, random);
-        if random.random_bool(0.5) {
-            strikes.extend(held_up(plan, server, at, random));
-        } else {
-            strikes.extend(between(plan, server, at, random));
-        }
+        strikes.extend(match random.random_range(0..5) {
+            0 | 1 => held_up(plan, server, at, random),
+            2 | 3 => between(plan, server, at, random),
+            _ => stuck(plan, server, at, random),
+        });
     }
     strikes
 }
@@ -70,7 +71,23 @@ fn strike(at: Duration, fault: LateFault) -> Strike {
 /// A client's requests arrive when it has asked another server.
 fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
     let lasts = patience(plan).mul_f64(random.random_range(1.0..8.0));
-    vec![strike(at, LateFault::HeldUp(client(plan, random), server, lasts))]
+    let client = client(plan, random);
+    // Long values go by stream, which only a clogged link holds up, both ways.
+    let is_clogged = random.random_bool(0.4);
+    vec![if is_clogged {
+        Strike { at, lasts, fault: Fault::Network(NetworkFault::Clog(server, client)) }
+    } else {
+        strike(at, LateFault::HeldUp(client, server, lasts))
+    }]
+}
+
+/// A put waits in a server for the disk, whose client hears nothing and asks another server.
+fn stuck(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let lasts = patience(plan).mul_f64(random.random_range(2.0..8.0));
+    let slow = Strike { at, lasts, fault: Fault::Disk(DiskFault::Slow(server, lasts * 2)) };
+    let clients = usize::from(plan.servers)..usize::from(plan.servers + plan.client_hosts);
+    let deaf = clients.map(|client| strike(at, LateFault::HeldUp(server, client, lasts)));
+    std::iter::once(slow).chain(deaf).collect()
 }
 
 /// A server is restarted while its answer is under way, and gets the request again when its client has that answer.
