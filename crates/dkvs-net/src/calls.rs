@@ -66,7 +66,7 @@ impl<S: Socket> Shared<S> {
         to: SocketAddr,
         kind: Kind,
         body: &[u8],
-        patience: Patience,
+        mut patience: Patience,
     ) -> Result<Answer, CallError> {
         check_len(body)?;
         let frame = |id, expires| self.datagram_frame(Frame { kind, id, expires, body });
@@ -81,6 +81,11 @@ impl<S: Socket> Shared<S> {
             let Some(frame) = call.frame.clone() else { break (call, Heard::UseStream) };
             if let Some(heard) = self.call_by_datagram(&mut call, frame, &patience, &mut times_sent).await? {
                 break (call, heard);
+            }
+            // The peer was restarted, it seems, but a copy under the old id may still be begun: late challenges of the
+            // process before look like those of a new one. So this peer is not given up for its silence any more.
+            if lock(&self.peers).is_extended(to, call.id) {
+                patience.silence = None;
             }
         };
         match heard {

@@ -35,6 +35,8 @@ struct Call {
     expiry: Expiry,
     /// Whether the peer has shown that it got the request.
     sign_of_life: bool,
+    /// Whether it was sent, after a sign of life, to be begun as late as its caller gives it up at last.
+    extended: bool,
     ended: Option<oneshot::Sender<Heard>>,
 }
 
@@ -120,7 +122,8 @@ impl Peers {
         self.in_flight += 1;
         let peer = self.peers.entry(to).or_default();
         let frame = frame(id, expires(peer.clock, expiry.until(false)));
-        let call = Call { frame: frame.clone(), expiry, sign_of_life: false, ended: Some(ended) };
+        let call =
+            Call { frame: frame.clone(), expiry, sign_of_life: false, extended: false, ended: Some(ended) };
         peer.calls.insert(id, call);
         self.calls_gauge.set(self.in_flight);
         self.peers_gauge.set(self.peers.len());
@@ -128,9 +131,9 @@ impl Peers {
     }
 
     /// A call's request as it is to be sent again.
-    pub(crate) fn repetition(&self, to: SocketAddr, id: u64) -> Option<Arc<[u8]>> {
-        let peer = self.peers.get(&to)?;
-        peer.calls.get(&id)?.repetition(peer.clock)
+    pub(crate) fn repetition(&mut self, to: SocketAddr, id: u64) -> Option<Arc<[u8]>> {
+        let peer = self.peers.get_mut(&to)?;
+        peer.calls.get_mut(&id)?.repetition(peer.clock)
     }
 
     /// Forgets a call, answered or not.
@@ -143,6 +146,11 @@ impl Peers {
 
     pub(crate) fn sign_of_life(&self, to: SocketAddr, id: u64) -> bool {
         self.peers.get(&to).and_then(|peer| peer.calls.get(&id)).is_some_and(|call| call.sign_of_life)
+    }
+
+    /// Whether a copy of the request may be begun until its caller gives it up at last.
+    pub(crate) fn is_extended(&self, to: SocketAddr, id: u64) -> bool {
+        self.peers.get(&to).and_then(|peer| peer.calls.get(&id)).is_some_and(|call| call.extended)
     }
 
     /// What an envelope to `to` says: our proof there, and the oldest id that waits for an answer.
@@ -174,7 +182,8 @@ impl Peers {
                     peer.calls.values_mut().for_each(Call::abandon);
                 } else {
                     peer.tell(header, told);
-                    let again = peer.calls.values().filter_map(|call| call.repetition(peer.clock));
+                    let clock = peer.clock;
+                    let again = peer.calls.values_mut().filter_map(|call| call.repetition(clock));
                     return (again.collect(), true);
                 }
             }
@@ -200,7 +209,8 @@ impl Peer {
 }
 
 impl Call {
-    fn repetition(&self, clock: Option<KnownClock>) -> Option<Arc<[u8]>> {
+    fn repetition(&mut self, clock: Option<KnownClock>) -> Option<Arc<[u8]>> {
+        self.extended |= self.sign_of_life;
         let until = self.expiry.until(self.sign_of_life);
         self.frame.as_ref().map(|frame| with_expiry(frame, expires(clock, until)))
     }

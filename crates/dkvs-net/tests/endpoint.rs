@@ -478,6 +478,44 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
     assert_eq!(answered_value(call.await.unwrap()), "of this one");
 }
 
+/// The server has shown a sign of life, so that the request may be begun until the caller's deadline. A challenge of the
+/// process before the last start, which comes late, must not make the caller go elsewhere before that.
+#[tokio::test]
+async fn a_request_that_may_still_be_begun_is_not_given_up_after_a_late_challenge() {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (caller, to) = (caller().await, server.local_addr().unwrap());
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        let silence = Some(PATIENCE);
+        async move { caller.call(to, &put(1, "v"), Patience { deadline, silence, within: None }).await }
+    });
+    let next_with = async |proof: u64| loop {
+        let mut buffer = vec![0; 2_048];
+        let (len, from) = timeout(PATIENCE, server.recv_from(&mut buffer)).await.unwrap().unwrap();
+        let (header, frames) = envelope::parse(&buffer[..len]).unwrap();
+        if header.proof == proof {
+            return (frames[0].id, Duration::from_micros(frames[0].expires), from);
+        }
+    };
+    // By then the caller has given up, if it hears nothing more; by the clock that the challenges tell.
+    let silent_for = PATIENCE * 3 / 2;
+    let challenge = |session, proof, id| {
+        let mut datagram = DatagramBuilder::new(Header { session, proof, oldest: 1_000 });
+        datagram.push(&Frame::answer(Kind::Challenge, id, &[]));
+        datagram.finish(0)
+    };
+    let (first, _, from) = next_with(0).await;
+    server.send_to(&challenge(2, 21, first), from).await.unwrap();
+    let (_, expires, _) = next_with(21).await;
+    assert!(expires > silent_for, "after a sign of life it may be begun until the deadline: {expires:?}");
+    server.send_to(&challenge(1, 11, first), from).await.unwrap();
+    let (second, expires, _) = next_with(11).await;
+    assert_ne!(second, first);
+    assert!(expires > silent_for, "the first copy still may, and so the caller waits as long: {expires:?}");
+    call.abort();
+}
+
 /// A stranger knows the caller's address and its request's id, and answers before the server does.
 #[tokio::test]
 async fn an_answer_from_a_stranger_is_not_believed() {
