@@ -26,7 +26,7 @@ use dkvs_core::ring::RingId;
 use dkvs_core::version::VersionVector;
 use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Get, GetDone, Put, PutBody, PutDone};
-use dkvs_proto::message::{Answer, Request};
+use dkvs_proto::message::{Answer, Durability, Request};
 use dkvs_sim::history::{Action, History, Micros, Operation, Outcome, ValueId};
 use dkvs_sim::invariants::{self, Findings};
 use futures::StreamExt;
@@ -96,6 +96,7 @@ impl Reader {
             op: OpId { client: self.client, sequence },
             timeout_ms: millis(TIMEOUT),
             forwarded: false,
+            durability: Durability::default(),
         };
         match self.ask(coordinator, ClientRequest::Put(put)).await? {
             ClientAnswer::Put(done) => Some(done),

@@ -19,7 +19,7 @@ use dkvs_net::faults::{Faults, FaultySocket};
 use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience, Port, Socket};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest};
 use dkvs_proto::message::{Answer, Request};
-use dkvs_storage::{MemoryStore, Start};
+use dkvs_storage::{Batch, Durability, Keyspace, MemoryStore, ScanLimit, Start, Store};
 use tokio::time::Instant;
 
 pub mod processes;
@@ -51,6 +51,8 @@ pub struct Plan {
     pub faults: Faults,
     /// Where the faults come from.
     pub seed: u64,
+    /// Pause of servers between looking at all they have for damage; `None` if they do not look.
+    pub scrub_pause: Option<Duration>,
 }
 
 impl Plan {
@@ -65,7 +67,7 @@ impl Plan {
     /// These servers.
     #[must_use]
     pub fn with(servers: Vec<ServerEntry>) -> Self {
-        Self { servers, initial: Vec::new(), faults: Faults::default(), seed: 1 }
+        Self { servers, initial: Vec::new(), faults: Faults::default(), seed: 1, scrub_pause: None }
     }
 }
 
@@ -152,9 +154,14 @@ impl Cluster {
         let wall_clock = Arc::new(move || (WALL_MS + skew_ms.load(Ordering::Relaxed)).unsigned_abs());
         let unique = seed << 32 | u64::from(server.number()) << 16 | member.starts;
         let config = ServerConfig::new(self.ring.clone(), server, self.addresses.clone(), wall_clock, unique);
+        let mut config = config.expect("a ring");
+        match self.plan.scrub_pause {
+            Some(pause) => config.scrub_pause = pause,
+            None => config.scrub_bytes_per_s = 0,
+        }
         let socket = FaultySocket::new(port, self.plan.faults, unique);
         let store = member.store.clone();
-        let running = Server::start(socket, store, start, initial, config.expect("a ring")).await;
+        let running = Server::start(socket, store, start, initial, config).await;
         member.running = Some(running.expect("a server on an empty store"));
     }
 
@@ -182,11 +189,39 @@ impl Cluster {
         self.members[server.as_usize()].skew_ms.store(ms, Ordering::Relaxed);
     }
 
+    /// Flips a bit in the middle of what a server has stored for a key.
+    ///
+    /// # Panics
+    /// When it has stored nothing.
+    pub async fn damage(&self, server: ServerIndex, key: &str) {
+        let store = &self.members[server.as_usize()].store;
+        let all = ScanLimit { entries_max: usize::MAX, bytes_max: usize::MAX };
+        let entries = store.scan(Keyspace::Records, None, all).expect("a store in memory");
+        let (place, value) =
+            entries.into_iter().find(|(place, _)| place.ends_with(key.as_bytes())).expect("it is there");
+        let mut damaged = value.to_vec();
+        damaged[value.len() / 2] ^= 1;
+        let mut batch = Batch::new();
+        batch.put(Keyspace::Records, place, damaged);
+        store.commit(batch, Durability::Memory).await.expect("a store in memory");
+    }
+
+    /// Has a server's disk have so many bytes free.
+    pub fn set_free_bytes(&self, server: ServerIndex, free_bytes: u64) {
+        self.members[server.as_usize()].store.set_free_bytes(free_bytes);
+    }
+
     /// What a running server has stored for a key; empty when nothing.
     #[must_use]
     pub fn stored(&self, server: ServerIndex, key: &str) -> Record {
+        self.readable(server, key).expect("a readable record")
+    }
+
+    /// The same; `None` when what it has stored is damaged, and not repaired yet.
+    #[must_use]
+    pub fn readable(&self, server: ServerIndex, key: &str) -> Option<Record> {
         let running = self.members[server.as_usize()].running.as_ref().expect("the server runs");
-        running.replica().fetch(key.as_bytes()).expect("a readable record")
+        running.replica().fetch(key.as_bytes()).ok()
     }
 
     /// A client with the library's defaults, but patient: a busy machine must not fail a test.

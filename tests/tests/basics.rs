@@ -138,6 +138,7 @@ async fn a_client_whose_ring_differs_is_told_so() {
 
 #[tokio::test]
 async fn a_server_that_does_not_own_a_key_passes_a_put_on() {
+    use dkvs_proto::message::Durability;
     use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Put, PutBody};
     let cluster = Cluster::start(Plan::of(5)).await;
     let key = "somewhere else";
@@ -153,6 +154,7 @@ async fn a_server_that_does_not_own_a_key_passes_a_put_on() {
             op: dkvs_core::record::OpId { client: 1, sequence: 1 },
             timeout_ms: 30_000,
             forwarded,
+            durability: Durability::default(),
         })
     };
     let answer = cluster.ask(stranger, put(false)).await;

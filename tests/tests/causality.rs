@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use dkvs::ServerIndex;
 use dkvs_core::record::OpId;
+use dkvs_proto::message::Durability;
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Put, PutBody};
 use dkvs_tests::{Cluster, PATIENCE, Plan, TestClient};
 use tokio::time::Instant;
@@ -87,6 +88,7 @@ fn blind_put(cluster: &Cluster, value: String, sequence: u64) -> ClientRequest {
         op: OpId { client: 7, sequence },
         timeout_ms: 30_000,
         forwarded: false,
+        durability: Durability::Memory,
     })
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Parser, Subcommand};
-use dkvs::{Context, Quorum, ServerName};
+use clap::{Parser, Subcommand, ValueEnum};
+use dkvs::{Context, Durability, Quorum, ServerName};
 
 use crate::failure::Failure;
 use crate::input::{self, ValueArg};
@@ -90,6 +90,10 @@ pub(crate) struct Common {
     #[arg(short, global = true, value_name = "R", value_parser = count, allow_negative_numbers = true)]
     pub(crate) r: Option<usize>,
 
+    /// How durable every server makes a write before it acknowledges, where that is more than its own level
+    #[arg(long, global = true, value_enum, value_name = "LEVEL")]
+    pub(crate) durability: Option<DurabilityLevel>,
+
     /// Print the bytes of the value alone: no OK, no FAIL, no newline
     #[arg(long, global = true)]
     pub(crate) raw: bool,
@@ -101,6 +105,27 @@ pub(crate) struct Common {
     /// Say on stderr which ring is used, who answered, and the context
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+}
+
+/// What a write may ask for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DurabilityLevel {
+    /// On disk
+    Fsync,
+    /// In the system's hands, and on disk a moment later
+    Interval,
+    /// Whatever the servers do
+    Memory,
+}
+
+impl From<DurabilityLevel> for Durability {
+    fn from(level: DurabilityLevel) -> Self {
+        match level {
+            DurabilityLevel::Fsync => Self::Fsync,
+            DurabilityLevel::Interval => Self::Interval,
+            DurabilityLevel::Memory => Self::Memory,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

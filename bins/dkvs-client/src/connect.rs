@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::Bytes;
-use dkvs::{Client, ClientConfig, Context, Get, Put, ServerList, servers};
+use dkvs::{Client, ClientConfig, Context, Durability, Get, Put, ServerList, servers};
 
 use crate::args::{CONNECT_DEFAULT, Common};
 use crate::failure::Failure;
@@ -27,6 +27,7 @@ pub(crate) struct Cluster {
     n: usize,
     r: usize,
     w: usize,
+    durability: Durability,
 }
 
 impl Cluster {
@@ -34,15 +35,16 @@ impl Cluster {
     pub(crate) async fn open(common: &Common) -> Result<Self, Failure> {
         let client = connect(common).await?;
         let quorum = client.quorum(common.n, common.r, common.w)?;
-        Ok(Self { client, n: quorum.n(), r: quorum.r(), w: quorum.w() })
+        let durability = common.durability.map(Durability::from).unwrap_or_default();
+        Ok(Self { client, n: quorum.n(), r: quorum.r(), w: quorum.w(), durability })
     }
 
     pub(crate) fn put(&self, key: &Bytes, value: Bytes) -> Put {
-        self.client.put(key.clone(), value).n(self.n).w(self.w)
+        self.client.put(key.clone(), value).n(self.n).w(self.w).durability(self.durability)
     }
 
     pub(crate) fn delete(&self, key: &Bytes) -> Put {
-        self.client.delete(key.clone()).n(self.n).w(self.w)
+        self.client.delete(key.clone()).n(self.n).w(self.w).durability(self.durability)
     }
 
     pub(crate) fn get(&self, key: &Bytes) -> Get {

@@ -288,6 +288,12 @@ struct UpJson {
     data_dir: String,
     clock_skew_ms: u64,
     junk_datagrams: u64,
+    poisoned: Option<String>,
+    disk_free: Option<u64>,
+    disk_free_min: u64,
+    damaged_found: u64,
+    damaged_waiting: u64,
+    scrubs: u64,
 }
 
 #[derive(Serialize)]
@@ -342,7 +348,14 @@ fn status_row((name, status): &(&ServerName, Result<Status, dkvs::Error>)) -> Ve
     match status {
         Ok(status) => {
             let (keys, bytes) = (status.keys.to_string(), status.bytes.to_string());
-            vec![server, "up".into(), status.version.clone(), uptime(status.uptime), keys, bytes]
+            let state = if status.poisoned.is_some() {
+                "no writes"
+            } else if status.is_full() {
+                "disk full"
+            } else {
+                "up"
+            };
+            vec![server, state.into(), status.version.clone(), uptime(status.uptime), keys, bytes]
         }
         Err(_) => {
             let row = [&server, "down", "-", "-", "-", "-"];
@@ -358,6 +371,19 @@ fn remark_on(client: &Client, name: &ServerName, status: &Result<Status, dkvs::E
             let ours = client.ring().id().to_string();
             if status.ring != ours {
                 note(&format!("{name} is on another ring ({}) than this client ({ours})", status.ring));
+            }
+            if let Some(reason) = &status.poisoned {
+                note(&format!("{name} takes no more writes until it is restarted: {reason}"));
+            }
+            if let Some(free) = status.disk_free.filter(|_| status.is_full()) {
+                let (path, needed) = (&status.data_dir, status.disk_free_min);
+                note(&format!(
+                    "{name} refuses puts: {path} has {free} bytes free, and {needed} must be (disk_free_bytes_min)"
+                ));
+            }
+            if status.damaged_waiting > 0 {
+                let count = status.damaged_waiting;
+                note(&format!("{name} has {count} damaged record(s) that are not repaired yet; see its log"));
             }
         }
         Err(error) => note(&error.to_string()),
@@ -380,6 +406,12 @@ fn server_json(name: &ServerName, status: Result<Status, dkvs::Error>) -> Server
             data_dir: status.data_dir,
             clock_skew_ms: ms(status.clock_skew),
             junk_datagrams: status.junk_datagrams,
+            poisoned: status.poisoned,
+            disk_free: status.disk_free,
+            disk_free_min: status.disk_free_min,
+            damaged_found: status.damaged_found,
+            damaged_waiting: status.damaged_waiting,
+            scrubs: status.scrubs,
         }),
         Err(error) => ServerJson::Down(DownJson { server, state: "down", error: error.to_string() }),
     }

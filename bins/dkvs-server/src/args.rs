@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::error::ErrorKind;
-use clap::{ArgAction, CommandFactory, Parser};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use dkvs_core::limits::KEY_LEN_MAX;
 use dkvs_core::servers::ServerName;
 
@@ -22,7 +22,8 @@ const BASE_PORT_DEFAULT: u16 = 1234;
 
 const USAGE: &str = "dkvs-server [OPTIONS]
        dkvs-server [OPTIONS] IP PORT [KEY VALUE]...
-       dkvs-server [OPTIONS] --config FILE";
+       dkvs-server [OPTIONS] --config FILE
+       dkvs-server check --data-dir DIR";
 
 const ABOUT: &str = "\
 The server of DKVS, a leaderless, replicated, durable key-value store.
@@ -40,6 +41,8 @@ Examples:
           The server 127.0.0.1:1234 of servers.txt, with two pairs
   dkvs-server --config dkvs.toml --log info
           One server as a file describes it, saying more in its log
+  dkvs-server check --data-dir dkvs-data/127.0.0.1-1234
+          Whether everything in a stopped server's data directory is whole; exit status 1 if not
 
 servers.txt lists the ring, one server a line: IP PORT COUNT, where COUNT is its number of virtual nodes. All servers \
 read the same list.
@@ -50,6 +53,7 @@ a second signal cut the stop short.";
 /// The command line as written.
 #[derive(Parser, Debug)]
 #[command(version, about = ABOUT, override_usage = USAGE, after_help = EXAMPLES, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     /// Be the server with this address or host name, as servers.txt has it
     #[arg(value_name = "IP", requires = "port", conflicts_with_all = ["servers", "base_port"])]
@@ -75,6 +79,20 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     flags: Flags,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What can be done instead of running a server.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Look at the data of a stopped server: is every record whole, and where it belongs? Changes nothing
+    Check {
+        /// The server's data directory
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
 }
 
 /// What a configuration file may say as well. A flag that is given overrides the file.
@@ -143,6 +161,8 @@ pub(crate) enum Plan {
     Local(LocalPlan),
     /// One server.
     Single(SinglePlan),
+    /// Look at the data in this directory.
+    Check(PathBuf),
 }
 
 /// A cluster in this process.
@@ -165,6 +185,9 @@ pub(crate) struct SinglePlan {
 impl Args {
     /// Checks what clap cannot.
     pub(crate) fn into_plan(self) -> Result<(Flags, Plan), clap::Error> {
+        if let Some(Command::Check { data_dir }) = self.command {
+            return Ok((self.flags, Plan::Check(data_dir)));
+        }
         let pairs = pairs(self.pairs)?;
         let name = match (&self.ip, &self.port) {
             (Some(ip), Some(port)) => {

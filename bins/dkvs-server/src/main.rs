@@ -13,6 +13,8 @@
 //! Ports are bound before data directories are touched, and the banner is printed when all servers listen: a failed
 //! start leaves no traces, and who waits for the banner may send.
 //!
+//! `dkvs-server check` looks at the data directory of a server that is stopped, and runs nothing.
+//!
 //! Exit status: 0 after a clean stop, 1 when something failed, 2 for a wrong command line, 130 when a second signal
 //! cut the stop short.
 
@@ -38,6 +40,8 @@ mod banner;
 
 mod signals;
 
+mod inspect;
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -45,7 +49,7 @@ use anyhow::Context;
 use clap::Parser;
 use dkvs_core::limits::KEY_LEN_MAX;
 
-use crate::args::{Args, Flags, Plan};
+use crate::args::{Args, Flags, LocalPlan, Plan, SinglePlan};
 use crate::config::Config;
 use crate::settings::Settings;
 
@@ -53,7 +57,12 @@ const _: () = assert!(KEY_LEN_MAX == 32_768, "the help says how long a key may b
 
 fn main() -> ExitCode {
     let (flags, plan) = Args::parse().into_plan().unwrap_or_else(|error| error.exit());
-    match run(&flags, plan) {
+    let ended = match plan {
+        Plan::Check(data_dir) => return inspect::run(&data_dir),
+        Plan::Local(local) => run(&flags, Servers::Local(local)),
+        Plan::Single(single) => run(&flags, Servers::Single(single)),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Where even this cannot be written, the exit status has to do.
@@ -63,7 +72,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(flags: &Flags, plan: Plan) -> anyhow::Result<()> {
+/// What is to be run.
+enum Servers {
+    Local(LocalPlan),
+    Single(SinglePlan),
+}
+
+fn run(flags: &Flags, servers: Servers) -> anyhow::Result<()> {
     let mut config = match &flags.config {
         Some(path) => Config::read(path)?,
         None => Config::default(),
@@ -76,9 +91,9 @@ fn run(flags: &Flags, plan: Plan) -> anyhow::Result<()> {
     settings.threads.map(|threads| builder.worker_threads(threads));
     let runtime = builder.enable_all().build().context("cannot start the runtime's threads")?;
     let result = runtime.block_on(async {
-        let (servers, banner) = match plan {
-            Plan::Local(local) => local::start(&local, &settings).await?,
-            Plan::Single(single) => single::start(single, &settings).await?,
+        let (servers, banner) = match servers {
+            Servers::Local(local) => local::start(&local, &settings).await?,
+            Servers::Single(single) => single::start(single, &settings).await?,
         };
         running::until_signal(servers, &banner, settings.stop_grace).await
     });

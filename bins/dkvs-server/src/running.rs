@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use dkvs_storage::{DataDir, DataDirError, FjallConfig, FjallStore, MemoryStore, 
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::banner::Banner;
+use crate::settings::millis;
 use crate::signals::Signals;
 
 /// A server's data, opened.
@@ -34,10 +35,21 @@ impl Data {
 
     fn open_blocking(path: &Path, owner: &str, config: &FjallConfig) -> anyhow::Result<Self> {
         // The libraries' messages already tell their causes.
+        let began = Instant::now();
         let (dir, start) =
             DataDir::open(path, owner).map_err(|error| anyhow!("{error}{}", advice(&error)))?;
         let store = FjallStore::open(&dir.store_path(), config);
         let store = store.map_err(|error| anyhow!("{error}{}", store_advice(&error)))?;
+        let took_ms = millis(began.elapsed());
+        let path = path.display();
+        match start {
+            Start::New | Start::Clean => tracing::info!(%path, ?start, took_ms, "data opened"),
+            Start::Unclean => tracing::warn!(
+                %path,
+                took_ms,
+                "data recovered after a stop that was not clean, or copied: counting goes on in a new incarnation"
+            ),
+        }
         Ok(Self::Disk { dir, store, start })
     }
 
@@ -59,18 +71,20 @@ impl Data {
 }
 
 /// What to do about an error whose own message does not say.
-fn advice(error: &DataDirError) -> &'static str {
+pub(crate) fn advice(error: &DataDirError) -> &'static str {
     match error {
         DataDirError::Io { .. } => "; check the path and its permissions, or choose another with --data-dir",
         DataDirError::InUse { .. } => "; stop it, or choose another directory with --data-dir",
         DataDirError::Garbage { .. } => "; restore the file, or start with an empty directory",
         DataDirError::OwnedByOther { .. }
         | DataDirError::NotADataDir { .. }
-        | DataDirError::NewerFormat { .. } => "",
+        | DataDirError::NewerFormat { .. }
+        | DataDirError::OlderFormat { .. }
+        | DataDirError::NoDataDir { .. } => "",
     }
 }
 
-fn store_advice(error: &StoreError) -> &'static str {
+pub(crate) fn store_advice(error: &StoreError) -> &'static str {
     match error {
         StoreError::Corrupt { .. } => {
             "; keep the data directory for inspection, and start with an empty one: other servers have copies"

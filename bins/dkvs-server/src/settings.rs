@@ -55,6 +55,7 @@ impl Settings {
         within("stop_grace_ms", config.stop_grace_ms, 0..=MS_MAX)?;
         within("clock_skew_max_ms", config.clock_skew_max_ms, 0..=MS_MAX)?;
         within("flush_interval_ms", config.flush_interval_ms, 1..=MS_MAX)?;
+        within("scrub_pause_ms", config.scrub_pause_ms, 1..=MS_MAX)?;
         config.threads.map(|threads| within("threads", threads, 1..=THREADS_MAX)).transpose()?;
         let endpoint = EndpointConfig {
             datagram_len_max: config.datagram_len_max,
@@ -97,6 +98,9 @@ impl Settings {
             quorum: Quorum::with_defaults(ring.servers().len(), n, r, w)
                 .map_err(|error| anyhow!("the default quorum cannot be: {error}"))?,
             durability: self.config.durability.into(),
+            disk_free_bytes_min: self.config.disk_free_bytes_min,
+            scrub_bytes_per_s: self.config.scrub_bytes_per_s,
+            scrub_pause: Duration::from_millis(self.config.scrub_pause_ms),
             value_len_max: self.config.value_len_max,
             clock_skew_ms_max: self.config.clock_skew_max_ms,
             timeout_max: Duration::from_millis(self.config.timeout_max_ms),
@@ -146,13 +150,17 @@ mod tests {
             let ServerConfig {
                 quorum,
                 durability,
+                disk_free_bytes_min,
+                scrub_bytes_per_s,
+                scrub_pause,
                 value_len_max,
                 clock_skew_ms_max,
                 timeout_max,
                 endpoint,
                 ..
             } = config.clone();
-            (quorum, durability, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
+            let storage = (durability, disk_free_bytes_min, scrub_bytes_per_s, scrub_pause);
+            (quorum, storage, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
         };
         assert_eq!(rest(&ours), rest(&theirs));
         assert_eq!(Settings::new(Config::default()).unwrap().store, Some(FjallConfig::default()));

@@ -43,7 +43,8 @@ impl<S: Socket, T: Store> Running<S, T> {
     }
 
     fn status(&self) -> StatusReport {
-        let totals = self.coordinator.replica.totals();
+        let replica = &self.coordinator.replica;
+        let (totals, health, damage) = (replica.totals(), replica.health(), replica.damage());
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
             ring: self.coordinator.ring.id(),
@@ -54,6 +55,12 @@ impl<S: Socket, T: Store> Running<S, T> {
             data_dir: self.data_dir.clone(),
             clock_skew_ms: self.clock.skew_ms_seen(),
             junk_datagrams: self.coordinator.endpoint.counters().junk.load(Ordering::Relaxed),
+            poisoned: health.poisoned.as_deref().unwrap_or_default().into(),
+            disk_free: health.free_bytes,
+            disk_free_min: self.disk_free_bytes_min,
+            damaged_found: damage.found(),
+            damaged_waiting: damage.waiting(),
+            scrubs: self.scrub.passes(),
         }
     }
 

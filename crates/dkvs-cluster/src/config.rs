@@ -25,6 +25,13 @@ pub struct ServerConfig {
     pub quorum: Quorum,
     /// How durable a write is before it is acknowledged.
     pub durability: Durability,
+    /// Bytes that have to be free on the disk for values to be accepted; below a quarter of it, nothing is written. 0 for no
+    /// limit.
+    pub disk_free_bytes_min: u64,
+    /// Bytes of stored records looked at for damage in a second; 0 for none.
+    pub scrub_bytes_per_s: u64,
+    /// Pause between looking at all records and doing so again.
+    pub scrub_pause: Duration,
     /// Longest value accepted, in bytes.
     pub value_len_max: usize,
     /// Longest lead of a peer's clock that is followed, in milliseconds.
@@ -69,6 +76,9 @@ impl ServerConfig {
             addresses,
             quorum,
             durability: Durability::Fsync,
+            disk_free_bytes_min: 256 << 20,
+            scrub_bytes_per_s: 4 << 20,
+            scrub_pause: Duration::from_secs(3_600),
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             clock_skew_ms_max: 60_000,
             timeout_max: Duration::from_secs(60),

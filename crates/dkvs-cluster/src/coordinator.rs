@@ -30,16 +30,16 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     Token,
 };
-use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Refusal, Request};
 use dkvs_proto::record::fits;
-use dkvs_storage::Store;
+use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
 
-use crate::replica::{Replica, ReplicaError};
+use crate::replica::{Replica, ReplicaError, Terms};
 use crate::writer::TOO_MANY_VERSIONS;
 
 /// Part of a request's time kept back, so that the client still hears who did not answer.
@@ -125,21 +125,26 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let seen = put.context.map(|token| context::decode(&put.key, &token.0)).transpose();
         let seen = seen.map_err(|_| Failure::Refused(Refusal::BadContext))?;
         let blind = seen.is_none();
+        let cause = if body == Body::Tombstone { Cause::Upkeep } else { Cause::Put };
+        let terms = Terms { durability: put.durability, cause };
 
-        let event = self.replica.event(put.key.clone(), seen, put.op, body, validity.clone());
+        let event =
+            self.replica.event(put.key.clone(), seen, put.op, body, validity.clone(), terms.durability);
         let mut event = match timeout_at(deadline, event).await {
             Ok(Ok(event)) => event,
             Ok(Err(error)) => return Err(self.own_failure(error, &owners, put.w, start)),
             Err(_) => return Err(self.unanswered(&owners, put.w, start)),
         };
-        let mut quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline).await;
+        let mut quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline, terms).await;
         if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
             // Others held values that this put is to replace and had not heard of.
             let missed = quorum.missed().clone();
-            match self.replica.supersede(put.key.clone(), event.clone(), missed, validity).await {
+            let second =
+                self.replica.supersede(put.key.clone(), event.clone(), missed, validity, terms.durability);
+            match second.await {
                 Ok(Some(second)) => {
                     event = second;
-                    quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline).await;
+                    quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline, terms).await;
                 }
                 // Somebody has read this put's value and replaced it: it is held, and over.
                 Ok(None) => {}
@@ -165,12 +170,13 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         owners: &[ServerIndex],
         w: u16,
         deadline: Instant,
+        terms: Terms,
     ) -> WriteQuorum<OwnerAnswer> {
         let mut quorum = WriteQuorum::new(owners, w.into());
         quorum.acked(self.me, &[]);
         let others = owners.iter().filter(|&&owner| owner != self.me);
         let mut writes: Writes = others
-            .map(|&owner| self.clone().merge_at(owner, key.clone(), record.clone(), deadline))
+            .map(|&owner| self.clone().merge_at(owner, key.clone(), record.clone(), deadline, terms))
             .collect();
         while quorum.progress() == Progress::Pending {
             let Some((owner, answer)) = writes.next().await else { break };
@@ -198,13 +204,15 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         key: Bytes,
         record: Record,
         deadline: Instant,
+        terms: Terms,
     ) -> BoxFuture<'static, FromOwner<Vec<Dot>>> {
         Box::pin(async move {
             if owner == self.me {
-                let merged = timeout_at(deadline, self.replica.merge(key, record)).await;
+                let merged = timeout_at(deadline, self.replica.merge(key, record, terms)).await;
                 return (owner, own_answer(merged.ok()));
             }
-            let request = ReplicaRequest::Merge { ring: self.ring.id(), key, record };
+            let Terms { durability, cause } = terms;
+            let request = ReplicaRequest::Merge { ring: self.ring.id(), key, record, durability, cause };
             let answer = match self.ask(owner, request, deadline).await {
                 Ok(ReplicaAnswer::Merged { missed }) => Ok(missed),
                 Ok(other) => Err(unexpected(other)),
@@ -215,7 +223,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     }
 
     /// Has `owner` send its record, unless it is the one `known` here.
-    fn fetch_at(
+    pub(crate) fn fetch_at(
         self: Arc<Self>,
         owner: ServerIndex,
         key: Bytes,
@@ -288,7 +296,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Err(missed(put.w, tried, start))
     }
 
-    /// This server's own part failed: before anything left for another if it refused, else nobody knows.
+    /// This server's own part failed, before anything left for another. Only of a commit that failed nobody knows what is
+    /// left.
     fn own_failure(
         &self,
         error: ReplicaError,
@@ -297,8 +306,10 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         start: Instant,
     ) -> Failure {
         match error {
-            ReplicaError::Refused(refusal) => Failure::Refused(refusal),
-            ReplicaError::Storage(_) | ReplicaError::Damaged(_) => self.unknown(error, owners, needed, start),
+            ReplicaError::Storage(StoreError::Unknown { .. }) => self.unknown(error, owners, needed, start),
+            ReplicaError::Refused(_) | ReplicaError::Storage(_) | ReplicaError::Damaged => {
+                Failure::Refused(error.refusal())
+            }
         }
     }
 
@@ -415,7 +426,13 @@ impl<S: Socket, T: Store> Read<S, T> {
             // What no owner can read is not sent; the get is refused.
             let Some(target) = self.quorum.target().filter(|target| fits(target)).cloned() else { return };
             let coordinator = self.coordinator.clone();
-            self.repairs.push(coordinator.merge_at(owner, self.key.clone(), target, self.deadline));
+            self.repairs.push(coordinator.merge_at(
+                owner,
+                self.key.clone(),
+                target,
+                self.deadline,
+                Terms::UPKEEP,
+            ));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Who this server is to its dots: its incarnation, and which epochs it has spent. Kept in the store.
 //!
 //! ```text
-//!   meta/"identity"   u8 layout version, 1 | u64 incarnation | u32 first epoch not leased
+//!   meta/"identity"   u8 layout version, 2 | u64 incarnation | u32 first epoch not leased | u32 CRC-32 of all before
 //! ```
 //! Epochs are leased in blocks, so that most events need not touch this entry; after a clean stop the rest of a block
 //! is simply lost. The lease is part of the commit whose dots need it.
@@ -13,8 +13,13 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 const KEY: &[u8] = b"identity";
-const LAYOUT_VERSION: u8 = 1;
+const LAYOUT_VERSION: u8 = 2;
 const LEASE_EPOCHS: u32 = 1_024;
+
+/// The stored identity, if it can be read: the incarnation and the first epoch that is not leased.
+pub(crate) fn stored(store: &impl Store) -> Result<Option<(u64, u32)>, StoreError> {
+    Ok(store.get(Keyspace::Meta, KEY)?.as_ref().and_then(decode))
+}
 
 /// This server's numbering, and how much of it is on disk.
 pub(crate) struct Identity {
@@ -37,12 +42,12 @@ impl Identity {
     }
 
     fn load(store: &impl Store, start: Start, mut random: StdRng) -> Result<Self, StoreError> {
-        let stored = match start {
-            Start::Clean => store.get(Keyspace::Meta, KEY)?.as_ref().and_then(decode),
+        let found = match start {
+            Start::Clean => stored(store)?,
             Start::New | Start::Unclean => None,
         };
         // The rest of the stored lease is not used: it ends where the epochs to come begin.
-        let (incarnation, next_epoch, lease_end) = match stored {
+        let (incarnation, next_epoch, lease_end) = match found {
             Some((incarnation, lease_end)) => (incarnation, lease_end, lease_end),
             None => (random.next_u64(), 1, 0),
         };
@@ -81,11 +86,17 @@ impl Identity {
 }
 
 fn encode(incarnation: u64, lease_end: u32) -> Vec<u8> {
-    [&[LAYOUT_VERSION][..], &incarnation.to_be_bytes(), &lease_end.to_be_bytes()].concat()
+    let bytes = [&[LAYOUT_VERSION][..], &incarnation.to_be_bytes(), &lease_end.to_be_bytes()].concat();
+    let crc = crc32fast::hash(&bytes).to_be_bytes();
+    [&bytes[..], &crc].concat()
 }
 
-/// `None` for anything unreadable: a new incarnation is always safe.
+/// The incarnation and the end of its lease. `None` for anything unreadable: a new incarnation is always safe.
 fn decode(bytes: &Bytes) -> Option<(u64, u32)> {
+    let (bytes, crc) = bytes.split_last_chunk()?;
+    if crc32fast::hash(bytes).to_be_bytes() != *crc {
+        return None;
+    }
     let (&[LAYOUT_VERSION], rest) = bytes.split_first_chunk()? else { return None };
     let (incarnation, rest) = rest.split_first_chunk()?;
     let lease_end = rest.try_into().ok()?;
@@ -136,6 +147,18 @@ mod tests {
             before.incarnation(),
             "which may have told others more than the store holds"
         );
+    }
+
+    /// A lease that reads shorter than it is would number events twice.
+    #[test]
+    fn a_flipped_bit_in_the_identity_makes_it_unreadable() {
+        let bytes = encode(7, 1_025);
+        assert_eq!(decode(&bytes.clone().into()), Some((7, 1_025)));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode(&damaged.into()), None, "bit {bit}");
+        }
     }
 
     #[test]

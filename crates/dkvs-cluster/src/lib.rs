@@ -9,6 +9,8 @@
 //!
 //! - [`Replica`] holds records. One writer applies all changes, in batches, and answers when they are durable.
 //! - [`Coordinator`](crate) drives one request over the owners of a key, through the folds of `dkvs_core::quorum`.
+//! - `scrub` reads all records, slowly, in search of damage; `mend` repairs what was found from the other owners.
+//! - [`check`](crate::check) looks at a store without a server.
 //! - [`Server`] wires them to a port and starts and stops them.
 //!
 //! Invariant: nothing leaves a server (an acknowledgement, a dot, a record) before the commit that holds it is as
@@ -23,6 +25,8 @@ mod clock;
 
 mod stored;
 
+mod damage;
+
 mod identity;
 
 mod replica;
@@ -31,7 +35,13 @@ mod writer;
 
 mod coordinator;
 
+mod mend;
+
+mod scrub;
+
 mod admin;
+
+pub mod check;
 
 pub mod server;
 

@@ -10,12 +10,14 @@ use bytes::Bytes;
 use dkvs_core::record::{Body, OpId, Record};
 use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{Gauge, Held, Level, Validity};
-use dkvs_proto::message::Refusal;
-use dkvs_storage::{Durability, Keyspace, ScanLimit, Start, Store, StoreError};
+use dkvs_proto::message::replica::Cause;
+use dkvs_proto::message::{self, Refusal};
+use dkvs_storage::{Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::rngs::StdRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
+use crate::damage::{Damage, is_damage};
 use crate::identity::Identity;
 use crate::stored::{Stored, key_of, store_key};
 use crate::writer::{Change, Event, Gauges, Queued, Totals, Writer};
@@ -41,9 +43,9 @@ pub enum ReplicaError {
     /// The store failed. A change may or may not have happened.
     #[error("storage failed: {0}")]
     Storage(#[from] StoreError),
-    /// What the store holds for the key cannot be read. Nothing was done.
-    #[error("the stored record is damaged: {0}")]
-    Damaged(#[from] dkvs_proto::record::RecordError),
+    /// What the store held for the key was damaged, and is not repaired yet. Nothing was done.
+    #[error("the stored record is damaged, and not repaired yet")]
+    Damaged,
 }
 
 impl ReplicaError {
@@ -53,9 +55,44 @@ impl ReplicaError {
         match self {
             Self::Refused(refusal) => refusal,
             Self::Storage(error) => Refusal::Storage(error.to_string()),
-            Self::Damaged(error) => Refusal::Storage(error.to_string()),
+            Self::Damaged => Refusal::Damaged,
         }
     }
+}
+
+/// What is asked of a replica beside a record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// How durable the change has to be, if that is more than the server's own level.
+    pub(crate) durability: message::Durability,
+    /// What space the change may take.
+    pub(crate) cause: Cause,
+}
+
+impl Terms {
+    /// For what makes copies equal.
+    pub(crate) const UPKEEP: Self = Self { durability: message::Durability::Memory, cause: Cause::Upkeep };
+}
+
+/// A level that was asked for, as the store knows it.
+pub(crate) fn level(asked: message::Durability) -> Durability {
+    match asked {
+        message::Durability::Memory => Durability::Memory,
+        message::Durability::Interval => Durability::Interval,
+        message::Durability::Fsync => Durability::Fsync,
+    }
+}
+
+/// What a replica is told when it is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplicaConfig {
+    /// How durable every change is before it is answered.
+    pub(crate) durability: Durability,
+    pub(crate) limits: QueueLimits,
+    /// Where the data is, for messages.
+    pub(crate) data_dir: String,
+    /// Bytes that have to be free for clients' values to be accepted.
+    pub(crate) disk_free_bytes_min: u64,
 }
 
 /// One entry of a page: a key and its record.
@@ -86,6 +123,7 @@ pub struct Replica<T> {
     stop: watch::Sender<bool>,
     stopped: watch::Receiver<bool>,
     totals: watch::Receiver<Totals>,
+    damage: Arc<Damage>,
 }
 
 impl<T> Clone for Replica<T> {
@@ -99,6 +137,7 @@ impl<T> Clone for Replica<T> {
             stop: self.stop.clone(),
             stopped: self.stopped.clone(),
             totals: self.totals.clone(),
+            damage: self.damage.clone(),
         }
     }
 }
@@ -117,37 +156,101 @@ impl<T: Store> Replica<T> {
     pub(crate) async fn open(
         store: Arc<T>,
         start: Start,
-        durability: Durability,
-        limits: QueueLimits,
+        config: ReplicaConfig,
         clock: Arc<Clock>,
         random: StdRng,
     ) -> Result<Self, StoreError> {
+        let limits = config.limits;
         let identity = Identity::open(&*store, start, random).await?;
-        tracing::info!(
-            ?start,
-            incarnation = format_args!("{:016x}", identity.incarnation()),
-            "replica opened"
-        );
+        let incarnation = identity.incarnation();
+        let damage = Arc::new(Damage::open(&*store)?);
         let (changes, queue) = mpsc::channel(limits.changes_max);
         let room_units = limits.bytes_max / ROOM_UNIT_LEN;
         let gauges = Arc::new(Gauges::new(limits, room_units * ROOM_UNIT_LEN));
         let (stop, stopping) = watch::channel(false);
         let (writer, stopped, totals) =
-            Writer::new(store.clone(), identity, clock, durability, gauges.clone())?;
+            Writer::new(store.clone(), identity, clock, config, gauges.clone(), damage.clone())?;
+        let Totals { keys, tombstones, bytes } = *totals.borrow();
+        let (incarnation, damaged) = (format_args!("{incarnation:016x}"), damage.waiting());
+        tracing::info!(?start, incarnation, keys, tombstones, bytes, damaged, "replica opened");
         tokio::spawn(writer.run(queue, limits.batch_max, stopping));
         let room = Arc::new(Semaphore::new(room_units));
-        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals })
+        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals, damage })
     }
 
-    /// The record of a key; empty when there is none.
+    /// The record of a key; empty when there is none. A damaged one is put aside, and repaired from the other owners.
     ///
     /// # Errors
     /// When it cannot be read: others have to be asked.
     pub fn fetch(&self, key: &[u8]) -> Result<Record, ReplicaError> {
-        match self.store.get(Keyspace::Records, &store_key(key))? {
-            None => Ok(Record::new()),
-            Some(bytes) => Ok(Stored::decode(&bytes)?.record),
+        let store_key = store_key(key);
+        let stored = match self.store.get(Keyspace::Records, &store_key) {
+            Ok(None) => return Ok(Record::new()),
+            Ok(Some(bytes)) => Stored::decode(&bytes).ok(),
+            Err(error) if is_damage(&error) => None,
+            Err(error) => return Err(error.into()),
+        };
+        match stored {
+            Some(stored) if stored.is_incomplete => Err(ReplicaError::Damaged),
+            Some(stored) => Ok(stored.record),
+            None => {
+                self.report(store_key);
+                Err(ReplicaError::Damaged)
+            }
         }
+    }
+
+    /// Has the writer look at an entry that seems damaged. If it has too much to do now, whoever reads the entry next
+    /// reports it again.
+    fn report(&self, store_key: Bytes) {
+        let (done, _) = oneshot::channel();
+        let change = Change::Quarantine { store_key, done };
+        let _ = self.changes.try_send(Queued { change, room: None });
+    }
+
+    /// Completes a record that was damaged here with what the other owners hold of it.
+    pub(crate) async fn mend(&self, key: Bytes, theirs: Record) -> Result<(), ReplicaError> {
+        let len = key.len() + theirs.value_len();
+        self.change(len, |done| Change::Mend { key, theirs, done }).await
+    }
+
+    /// Whether something was written to a key since its record was found damaged.
+    pub(crate) fn is_written_anew(&self, key: &[u8]) -> Result<bool, StoreError> {
+        let stored = self.store.get(Keyspace::Records, &store_key(key))?;
+        let stored = stored.and_then(|bytes| Stored::decode(&bytes).ok());
+        Ok(stored.is_some_and(|stored| stored.is_incomplete && !stored.record.vv().is_empty()))
+    }
+
+    /// What was found damaged here.
+    pub(crate) fn damage(&self) -> &Damage {
+        &self.damage
+    }
+
+    /// A page of the keys whose records are not repaired yet, after one of them.
+    pub(crate) fn damaged_keys(&self, after: Option<&Bytes>) -> Result<Vec<Bytes>, StoreError> {
+        Damage::page(&*self.store, after)
+    }
+
+    /// How the store is.
+    pub(crate) fn health(&self) -> Health {
+        self.store.health()
+    }
+
+    /// Looks at a page of entries after one of them, and puts aside what is damaged. Returns the last entry's key and how
+    /// many bytes were read; `None` at the end.
+    pub(crate) fn scrub(
+        &self,
+        after: Option<&[u8]>,
+        limit: ScanLimit,
+    ) -> Result<Option<(Bytes, usize)>, StoreError> {
+        let page = self.store.scan(Keyspace::Records, after, limit)?;
+        let bytes = page.iter().map(|(store_key, bytes)| store_key.len() + bytes.len()).sum();
+        for (store_key, bytes) in &page {
+            if Stored::decode(bytes).is_err() {
+                self.report(store_key.clone());
+            }
+        }
+        Ok(page.last().map(|(store_key, _)| (store_key.clone(), bytes)))
     }
 
     /// Makes an event: a put or delete that this server coordinates. Without a `context` it replaces what this server
@@ -160,16 +263,22 @@ impl<T: Store> Replica<T> {
         op: OpId,
         body: Body,
         valid: Validity,
+        durability: message::Durability,
     ) -> Result<Event, ReplicaError> {
         let len = key.len() + body.len();
-        self.change(len, |done| Change::Event { key, context, op, body, valid, done }).await
+        self.change(len, |done| Change::Event { key, context, op, body, valid, durability, done }).await
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
     /// context would have had to replace and had not heard of; see [`Record::missed_by`].
-    pub(crate) async fn merge(&self, key: Bytes, record: Record) -> Result<Vec<Dot>, ReplicaError> {
+    pub(crate) async fn merge(
+        &self,
+        key: Bytes,
+        record: Record,
+        terms: Terms,
+    ) -> Result<Vec<Dot>, ReplicaError> {
         let len = key.len() + record.value_len();
-        self.change(len, |done| Change::Merge { key, record, done }).await
+        self.change(len, |done| Change::Merge { key, record, terms, done }).await
     }
 
     /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
@@ -180,9 +289,10 @@ impl<T: Store> Replica<T> {
         first: Event,
         missed: VersionVector,
         valid: Validity,
+        durability: message::Durability,
     ) -> Result<Option<Event>, ReplicaError> {
         let len = key.len() + first.record.value_len();
-        self.change(len, |done| Change::Supersede { key, first, missed, valid, done }).await
+        self.change(len, |done| Change::Supersede { key, first, missed, valid, durability, done }).await
     }
 
     /// Has the writer apply a change of so many bytes. Whoever gives it up meanwhile leaves it in the queue, so that the
@@ -231,10 +341,13 @@ impl<T: Store> Replica<T> {
     ) -> Result<(Vec<Entry>, Option<Bytes>), StoreError> {
         let page = self.store.scan(Keyspace::Records, after, limit)?;
         let next = page.last().map(|(store_key, _)| store_key.clone());
-        let readable = page.into_iter().filter_map(|(store_key, bytes)| {
-            let stored = Stored::decode(&bytes)
-                .inspect_err(|error| tracing::error!(key = ?store_key, %error, "damaged record"));
-            Some((key_of(&store_key)?, stored.ok()?.record))
+        let readable = page.into_iter().filter_map(|(store_key, bytes)| match Stored::decode(&bytes) {
+            Ok(stored) if stored.is_incomplete => None,
+            Ok(stored) => Some((key_of(&store_key)?, stored.record)),
+            Err(_) => {
+                self.report(store_key);
+                None
+            }
         });
         Ok((readable.collect(), next))
     }
@@ -271,13 +384,20 @@ mod tests {
 
     const KEY: Bytes = Bytes::from_static(b"k");
 
+    /// Whatever the server's level is.
+    const WEAK: message::Durability = message::Durability::Memory;
+
     async fn replica() -> Replica<MemoryStore> {
+        replica_on(Arc::new(MemoryStore::new()), Durability::Memory).await
+    }
+
+    async fn replica_on<T: Store>(store: Arc<T>, durability: Durability) -> Replica<T> {
         let clock = Arc::new(Clock::new(Arc::new(|| 1_000), 1_000));
         let random = StdRng::seed_from_u64(1);
         let limits = QueueLimits { changes_max: 8, bytes_max: 1 << 20, batch_max: 4 };
-        Replica::open(Arc::new(MemoryStore::new()), Start::New, Durability::Memory, limits, clock, random)
-            .await
-            .unwrap()
+        let data_dir = String::new();
+        let config = ReplicaConfig { durability, limits, data_dir, disk_free_bytes_min: 0 };
+        Replica::open(store, Start::New, config, clock, random).await.unwrap()
     }
 
     fn op(sequence: u64) -> OpId {
@@ -305,10 +425,10 @@ mod tests {
     #[tokio::test]
     async fn a_blind_put_begun_elsewhere_still_replaces_what_was_there() {
         let replica = replica().await;
-        replica.event(KEY, None, op(1), value("old"), Validity::unlimited()).await.unwrap();
-        replica.merge(KEY, made_elsewhere(op(2), value("new"))).await.unwrap();
+        replica.event(KEY, None, op(1), value("old"), Validity::unlimited(), WEAK).await.unwrap();
+        replica.merge(KEY, made_elsewhere(op(2), value("new")), Terms::UPKEEP).await.unwrap();
         assert_eq!(shown(&replica).await.len(), 2);
-        replica.event(KEY, None, op(2), value("new"), Validity::unlimited()).await.unwrap();
+        replica.event(KEY, None, op(2), value("new"), Validity::unlimited(), WEAK).await.unwrap();
         assert_eq!(shown(&replica).await, [value("new")]);
     }
 
@@ -316,9 +436,10 @@ mod tests {
     async fn a_put_begun_elsewhere_that_has_nothing_left_to_replace_makes_no_second_event() {
         for context in [None, Some(VersionVector::new())] {
             let replica = replica().await;
-            replica.merge(KEY, made_elsewhere(op(1), value("v"))).await.unwrap();
+            replica.merge(KEY, made_elsewhere(op(1), value("v")), Terms::UPKEEP).await.unwrap();
             let before = replica.fetch(&KEY).unwrap();
-            let event = replica.event(KEY, context, op(1), value("v"), Validity::unlimited()).await.unwrap();
+            let event =
+                replica.event(KEY, context, op(1), value("v"), Validity::unlimited(), WEAK).await.unwrap();
             assert_eq!(event.record, before);
         }
     }
@@ -330,11 +451,70 @@ mod tests {
         let actors = 1..=VERSION_VECTOR_LEN_MAX as u64;
         let dot = |incarnation| Dot { actor: Actor { incarnation, epoch: 1 }, counter: u64::MAX };
         let full = Record::from_parts(actors.map(dot).collect(), Vec::new()).unwrap();
-        replica.merge(KEY, full.clone()).await.unwrap();
+        replica.merge(KEY, full.clone(), Terms::UPKEEP).await.unwrap();
         let refused = |error| matches!(error, ReplicaError::Refused(Refusal::Invalid(_)));
-        let put = replica.event(KEY, None, op(1), value("v"), Validity::unlimited()).await;
+        let put = replica.event(KEY, None, op(1), value("v"), Validity::unlimited(), WEAK).await;
         assert!(put.is_err_and(refused));
         assert_eq!(replica.fetch(&KEY).unwrap(), full);
+    }
+
+    /// A store that remembers how durable its commits were to be.
+    struct Watched(MemoryStore, std::sync::Mutex<Vec<Durability>>);
+
+    impl Store for Watched {
+        fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            self.0.get(keyspace, key)
+        }
+
+        fn scan(
+            &self,
+            keyspace: Keyspace,
+            after: Option<&[u8]>,
+            limit: ScanLimit,
+        ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+            self.0.scan(keyspace, after, limit)
+        }
+
+        async fn commit(&self, batch: dkvs_storage::Batch, durability: Durability) -> Result<(), StoreError> {
+            self.1.lock().unwrap().push(durability);
+            self.0.commit(batch, durability).await
+        }
+
+        fn health(&self) -> Health {
+            self.0.health()
+        }
+
+        async fn close(&self) -> Result<(), StoreError> {
+            self.0.close().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_as_durable_as_the_stronger_of_what_the_server_and_the_request_ask() {
+        use Durability::{Fsync, Interval, Memory};
+        use message::Durability as Asked;
+        for (server, asked, expected) in [
+            (Memory, Asked::Memory, Memory),
+            (Memory, Asked::Interval, Interval),
+            (Interval, Asked::Memory, Interval),
+            (Interval, Asked::Fsync, Fsync),
+            (Fsync, Asked::Memory, Fsync),
+        ] {
+            let store = Arc::new(Watched(MemoryStore::new(), std::sync::Mutex::default()));
+            let replica = replica_on(store.clone(), server).await;
+            replica.event(KEY, None, op(1), value("v"), Validity::unlimited(), WEAK).await.unwrap();
+            // One that was executed already, one from elsewhere, and one that is here already.
+            store.1.lock().unwrap().clear();
+            replica.event(KEY, None, op(1), value("v"), Validity::unlimited(), asked).await.unwrap();
+            let record = made_elsewhere(op(2), value("w"));
+            let terms = Terms { durability: asked, cause: Cause::Put };
+            replica.merge(KEY, record.clone(), Terms::UPKEEP).await.unwrap();
+            replica.merge(KEY, record, terms).await.unwrap();
+            let commits = std::mem::take(&mut *store.1.lock().unwrap());
+            let is_more = expected > server;
+            let all = if is_more { vec![expected, server, expected] } else { vec![server] };
+            assert_eq!(commits, all, "{server:?}, asked for {asked:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -343,15 +523,15 @@ mod tests {
         let expired = Validity::lasting(Duration::ZERO);
         tokio::time::advance(Duration::from_millis(1)).await;
         let overloaded = |error| matches!(error, ReplicaError::Refused(Refusal::Overloaded));
-        let late = replica.event(KEY, None, op(1), value("late"), expired.clone()).await;
+        let late = replica.event(KEY, None, op(1), value("late"), expired.clone(), WEAK).await;
         assert!(late.is_err_and(overloaded));
         assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
 
-        let first = replica.event(KEY, None, op(2), value("v"), Validity::unlimited()).await.unwrap();
-        replica.merge(KEY, made_elsewhere(op(3), value("newer"))).await.unwrap();
+        let first = replica.event(KEY, None, op(2), value("v"), Validity::unlimited(), WEAK).await.unwrap();
+        replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP).await.unwrap();
         let missed =
             VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);
-        assert!(replica.supersede(KEY, first, missed, expired.clone()).await.is_err_and(overloaded));
+        assert!(replica.supersede(KEY, first, missed, expired.clone(), WEAK).await.is_err_and(overloaded));
         assert_eq!(shown(&replica).await.len(), 2);
     }
 }

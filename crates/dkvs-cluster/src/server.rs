@@ -13,16 +13,21 @@ use dkvs_proto::message::{Answer, Request};
 use dkvs_storage::{Start, Store, StoreError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::config::ServerConfig;
 use crate::coordinator::Coordinator;
-use crate::replica::{QueueLimits, Replica, ReplicaError};
+use crate::mend;
+use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
+use crate::scrub::{self, Scrub};
 
 /// A running server. Dropping it without [`Server::stop`] is like a crash.
 pub struct Server<S: Socket, T: Store> {
     running: Arc<Running<S, T>>,
+    /// What goes on beside requests. It can be ended anywhere: what it changes, it has the writer change.
+    background: [AbortHandle; 2],
 }
 
 impl<S: Socket, T: Store> std::fmt::Debug for Server<S, T> {
@@ -37,6 +42,8 @@ pub(crate) struct Running<S: Socket, T> {
     pub(crate) clock: Arc<Clock>,
     pub(crate) quorum: Quorum,
     pub(crate) data_dir: String,
+    pub(crate) disk_free_bytes_min: u64,
+    pub(crate) scrub: Arc<Scrub>,
     pub(crate) start: Instant,
 }
 
@@ -61,18 +68,17 @@ impl<S: Socket, T: Store> Server<S, T> {
             bytes_max: config.change_bytes_max,
             batch_max: config.batch_max,
         };
-        let (store, durability) = (Arc::new(store), config.durability);
-        let replica = Replica::open(store, start, durability, limits, clock.clone(), identity_random).await?;
+        let replica_config = ReplicaConfig {
+            durability: config.durability,
+            limits,
+            data_dir: config.data_dir.clone(),
+            disk_free_bytes_min: config.disk_free_bytes_min,
+        };
+        let replica =
+            Replica::open(Arc::new(store), start, replica_config, clock.clone(), identity_random).await?;
         for (key, value) in initial {
             let record = Record::initial(&key, value);
-            match replica.merge(key, record).await {
-                Ok(_) => {}
-                // Its gets are refused until it is mended. That is no reason to leave all other keys without this server.
-                Err(ReplicaError::Damaged(error)) => {
-                    tracing::error!(%error, "an initial pair's record is damaged");
-                }
-                Err(error) => return Err(error),
-            }
+            replica.merge(key, record, Terms::UPKEEP).await?;
         }
         let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
         let coordinator = Coordinator {
@@ -90,10 +96,15 @@ impl<S: Socket, T: Store> Server<S, T> {
             clock,
             quorum: config.quorum,
             data_dir: config.data_dir,
+            disk_free_bytes_min: config.disk_free_bytes_min,
+            scrub: Arc::default(),
             start: Instant::now(),
         });
         endpoint.serve(Some(running.clone()));
-        Ok(Self { running })
+        let mending = tokio::spawn(mend::run(running.coordinator.clone(), config.quorum.n()));
+        let (replica, done) = (running.coordinator.replica.clone(), running.scrub.clone());
+        let scrubbing = tokio::spawn(scrub::run(replica, config.scrub_bytes_per_s, config.scrub_pause, done));
+        Ok(Self { running, background: [mending.abort_handle(), scrubbing.abort_handle()] })
     }
 
     /// Where it receives.
@@ -126,12 +137,14 @@ impl<S: Socket, T: Store> Server<S, T> {
     /// When the store cannot promise that everything is on disk.
     pub async fn stop(&self, grace: Duration) -> Result<(), StoreError> {
         self.running.coordinator.endpoint.close(Instant::now() + grace).await;
+        self.background.iter().for_each(AbortHandle::abort);
         self.running.coordinator.replica.close().await
     }
 }
 
 impl<S: Socket, T: Store> Drop for Server<S, T> {
     fn drop(&mut self) {
+        self.background.iter().for_each(AbortHandle::abort);
         self.running.coordinator.endpoint.abort();
     }
 }
@@ -149,14 +162,17 @@ impl<S: Socket, T: Store> Service for Running<S, T> {
 impl<S: Socket, T: Store> Running<S, T> {
     async fn handle_replica(&self, from: SocketAddr, request: ReplicaRequest) -> ReplicaAnswer {
         let answer = match request {
-            ReplicaRequest::Merge { ring, key, record } => match self.coordinator.check(ring, &key) {
-                Ok(()) => {
-                    self.clock.observe(from, &record);
-                    let merged = self.coordinator.replica.merge(key, record).await;
-                    merged.map(|missed| ReplicaAnswer::Merged { missed })
+            ReplicaRequest::Merge { ring, key, record, durability, cause } => {
+                match self.coordinator.check(ring, &key) {
+                    Ok(()) => {
+                        self.clock.observe(from, &record);
+                        let terms = Terms { durability, cause };
+                        let merged = self.coordinator.replica.merge(key, record, terms).await;
+                        merged.map(|missed| ReplicaAnswer::Merged { missed })
+                    }
+                    Err(refusal) => Err(ReplicaError::Refused(refusal)),
                 }
-                Err(refusal) => Err(ReplicaError::Refused(refusal)),
-            },
+            }
             ReplicaRequest::Fetch { ring, key, known } => match self.coordinator.check(ring, &key) {
                 Ok(()) => self.coordinator.replica.fetch(&key).map(|record| {
                     if record.hash() == known { ReplicaAnswer::Same } else { ReplicaAnswer::Record(record) }

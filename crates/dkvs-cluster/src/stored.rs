@@ -3,13 +3,16 @@
 //! ```text
 //!   key    u16 partition, then the key's bytes      a partition's keys are neighbours
 //!   value  u8  layout version, 1
-//!          u8  1 if this server has acted on the key, else 0
-//!          u64 incarnation  u32 epoch  u64 counter  of its last event       only with 1
+//!          u8  flags: 1 this server has acted on the key, 2 something of the record was lost here
+//!          u64 incarnation  u32 epoch  u64 counter  of its last event       only with flag 1
 //!          u32 CRC-32 of the bytes before it
 //!          the record, as dkvs_proto::record lays it out, with its own CRC-32
 //! ```
 //! Integers are big-endian. `own` is never sent, never merged and never part of a backup: it says what *this* server
 //! did last, which is true only here.
+//!
+//! A record with flag 2 takes the place of a damaged one. It holds what was written since. Reads must not count it, until
+//! it has been merged with what the other owners have; see [`crate::damage`].
 
 use bytes::Bytes;
 use dkvs_core::position::Partition;
@@ -18,6 +21,8 @@ use dkvs_core::version::{Actor, Dot};
 use dkvs_proto::record::{self, RecordError};
 
 const LAYOUT_VERSION: u8 = 1;
+const HAS_OWN: u8 = 1;
+const IS_INCOMPLETE: u8 = 2;
 const PARTITION_LEN: usize = 2;
 const OWN_LEN: usize = 20;
 const CRC_LEN: usize = 4;
@@ -28,6 +33,8 @@ pub(crate) struct Stored {
     pub(crate) record: Record,
     /// This server's last event on the key.
     pub(crate) own: Option<Dot>,
+    /// Whether something that this server held of the key was lost.
+    pub(crate) is_incomplete: bool,
 }
 
 /// The store's key for a key.
@@ -37,10 +44,11 @@ pub(crate) fn store_key(key: &[u8]) -> Bytes {
 }
 
 /// The key and record of an entry of [`Keyspace::Records`](dkvs_storage::Keyspace::Records), for tools that read a
-/// store without its server; `None` when the entry is damaged or of another layout.
+/// store without its server; `None` when the entry is damaged, incomplete or of another layout.
 #[must_use]
 pub fn decode_entry(store_key: &Bytes, value: &Bytes) -> Option<(Bytes, Record)> {
-    Some((key_of(store_key)?, Stored::decode(value).ok()?.record))
+    let stored = Stored::decode(value).ok().filter(|stored| !stored.is_incomplete)?;
+    Some((key_of(store_key)?, stored.record))
 }
 
 /// The key of a store's key; `None` if that is too short to be one.
@@ -51,7 +59,9 @@ pub(crate) fn key_of(store_key: &Bytes) -> Option<Bytes> {
 impl Stored {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(160 + self.record.value_len());
-        bytes.extend_from_slice(&[LAYOUT_VERSION, u8::from(self.own.is_some())]);
+        let own_flag = if self.own.is_some() { HAS_OWN } else { 0 };
+        let incomplete_flag = if self.is_incomplete { IS_INCOMPLETE } else { 0 };
+        bytes.extend_from_slice(&[LAYOUT_VERSION, own_flag | incomplete_flag]);
         if let Some(own) = self.own {
             record::write_dot(own, &mut bytes);
         }
@@ -64,8 +74,9 @@ impl Stored {
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, RecordError> {
         let malformed = RecordError::Malformed;
         let head_len = match bytes.get(..2).ok_or(malformed)? {
-            [LAYOUT_VERSION, 0] => 2,
-            [LAYOUT_VERSION, 1] => 2 + OWN_LEN,
+            [LAYOUT_VERSION, flags] if flags & !(HAS_OWN | IS_INCOMPLETE) == 0 => {
+                2 + if flags & HAS_OWN == 0 { 0 } else { OWN_LEN }
+            }
             [LAYOUT_VERSION, _] => return Err(malformed),
             [other, ..] => return Err(RecordError::Version(*other)),
             [] => return Err(malformed),
@@ -77,7 +88,7 @@ impl Stored {
         }
         let own = read_dot(&head[2..]);
         let record = record::decode(&bytes.slice(head_len + CRC_LEN..))?;
-        Ok(Self { record, own })
+        Ok(Self { record, own, is_incomplete: head[1] & IS_INCOMPLETE != 0 })
     }
 
     /// Whether a get would find a value.
@@ -101,13 +112,14 @@ mod tests {
     fn stored() -> Stored {
         let record = Record::initial(b"k", Bytes::from_static(b"value"));
         let own = Dot { actor: Actor { incarnation: 7, epoch: 8 }, counter: 9 };
-        Stored { record, own: Some(own) }
+        Stored { record, own: Some(own), is_incomplete: false }
     }
 
     #[test]
     fn an_entry_reads_back() {
         let without_own = Stored { own: None, ..stored() };
-        for entry in [stored(), without_own, Stored::default()] {
+        let incomplete = Stored { is_incomplete: true, ..stored() };
+        for entry in [stored(), without_own, incomplete, Stored::default()] {
             assert_eq!(Stored::decode(&entry.encode().into()), Ok(entry));
         }
     }

@@ -15,14 +15,16 @@ use dkvs_core::limits::{RECORD_LEN_MAX, SIBLINGS_LEN_MAX, VERSION_VECTOR_LEN_MAX
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{Gauge, Validity};
-use dkvs_proto::message::Refusal;
+use dkvs_proto::message::replica::Cause;
+use dkvs_proto::message::{self, Refusal};
 use dkvs_proto::record::fits;
 use dkvs_storage::{Batch, Durability, Keyspace, Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
+use crate::damage::{self, Damage, is_damage};
 use crate::identity::Identity;
-use crate::replica::{QueueLimits, ReplicaError, Room};
+use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
 use crate::stored::{Stored, store_key};
 
 /// Bytes of records after which a batch takes no more changes: a small change to a key with many values reads and writes
@@ -31,6 +33,10 @@ const BATCH_BYTES_MAX: usize = 64 << 20;
 
 /// What is said of a record that is over the limits of its layout.
 pub(crate) const TOO_MANY_VERSIONS: &str = "the key's record would have more versions than a record can hold";
+
+/// Below this part of the space that puts need, nothing is written any more. What comes before is for deletes and repairs; what
+/// is left then, for the engine, which writes a whole buffer or table at a time.
+const UPKEEP_SHARE: u64 = 4;
 
 const TOTALS_KEY: &[u8] = b"totals";
 
@@ -44,6 +50,7 @@ pub(crate) enum Change {
         op: OpId,
         body: Body,
         valid: Validity,
+        durability: message::Durability,
         done: Done<Event>,
     },
     Supersede {
@@ -51,12 +58,25 @@ pub(crate) enum Change {
         first: Event,
         missed: VersionVector,
         valid: Validity,
+        durability: message::Durability,
         done: Done<Option<Event>>,
     },
     Merge {
         key: Bytes,
         record: Record,
+        terms: Terms,
         done: Done<Vec<Dot>>,
+    },
+    /// Put this entry aside if it is damaged.
+    Quarantine {
+        store_key: Bytes,
+        done: Done<()>,
+    },
+    /// Merge what all other owners hold into a record that was damaged here.
+    Mend {
+        key: Bytes,
+        theirs: Record,
+        done: Done<()>,
     },
 }
 
@@ -99,6 +119,7 @@ enum Waiting {
     Event(Done<Event>, Event),
     Superseded(Done<Option<Event>>, Option<Event>),
     Missed(Done<Vec<Dot>>, Vec<Dot>),
+    Done(Done<()>),
 }
 
 impl Waiting {
@@ -108,6 +129,7 @@ impl Waiting {
             Self::Event(done, event) => drop(done.send(committed.map(|()| event).map_err(Into::into))),
             Self::Superseded(done, event) => drop(done.send(committed.map(|()| event).map_err(Into::into))),
             Self::Missed(done, missed) => drop(done.send(committed.map(|()| missed).map_err(Into::into))),
+            Self::Done(done) => drop(done.send(committed.map_err(Into::into))),
         }
     }
 }
@@ -162,6 +184,30 @@ struct Staged {
     /// What the store had; `None` when nothing.
     before: Option<Weight>,
     changed: bool,
+    /// What is left of a damaged entry that this batch puts aside.
+    remains: Option<Bytes>,
+    /// Whether this batch repairs it.
+    mended: bool,
+}
+
+/// What the disk has room for.
+enum Space {
+    Plenty,
+    /// Not for clients' values.
+    Upkeep(Refusal),
+    Nothing(Refusal),
+}
+
+impl Space {
+    /// Refuses what there is no room for.
+    fn admit(&self, cause: Cause) -> Result<(), ReplicaError> {
+        match (self, cause) {
+            (Self::Plenty, _) | (Self::Upkeep(_), Cause::Upkeep) => Ok(()),
+            (Self::Upkeep(refusal), Cause::Put) | (Self::Nothing(refusal), _) => {
+                Err(ReplicaError::Refused(refusal.clone()))
+            }
+        }
+    }
 }
 
 /// Applies changes, one batch after the other.
@@ -169,10 +215,15 @@ pub(crate) struct Writer<T> {
     store: Arc<T>,
     identity: Identity,
     clock: Arc<Clock>,
-    durability: Durability,
+    config: ReplicaConfig,
     gauges: Arc<Gauges>,
+    damage: Arc<Damage>,
+    /// Whether the disk was too full for something when it was looked at last.
+    was_full: bool,
     /// Of the records in the batch being built, as the store had them.
     batch_bytes: usize,
+    /// How durable the batch being built has to be.
+    batch_durability: Durability,
     totals: watch::Sender<Totals>,
     stopped: watch::Sender<bool>,
 }
@@ -183,14 +234,27 @@ impl<T: Store> Writer<T> {
         store: Arc<T>,
         identity: Identity,
         clock: Arc<Clock>,
-        durability: Durability,
+        config: ReplicaConfig,
         gauges: Arc<Gauges>,
+        damage: Arc<Damage>,
     ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
         let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
         let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
         let (totals, watched_totals) = watch::channel(known);
         let (stopped, watched_stop) = watch::channel(false);
-        let writer = Self { store, identity, clock, durability, gauges, batch_bytes: 0, totals, stopped };
+        let writer = Self {
+            store,
+            identity,
+            clock,
+            batch_durability: config.durability,
+            config,
+            gauges,
+            damage,
+            was_full: false,
+            batch_bytes: 0,
+            totals,
+            stopped,
+        };
         Ok((writer, watched_stop, watched_totals))
     }
 
@@ -231,11 +295,13 @@ impl<T: Store> Writer<T> {
         let mut rooms = Vec::new();
         let before = changes.len();
         self.batch_bytes = 0;
+        self.batch_durability = self.config.durability;
+        let space = self.space();
         while self.batch_bytes < BATCH_BYTES_MAX
             && let Some(Queued { change, room }) = changes.next()
         {
             rooms.extend(room);
-            waiting.extend(self.stage(change, &mut staged));
+            waiting.extend(self.stage(change, &space, &mut staged));
         }
         self.gauges.batch.set(before - changes.len());
         let committed = self.commit(staged).await;
@@ -245,43 +311,133 @@ impl<T: Store> Writer<T> {
         waiting.into_iter().for_each(|waiting: Waiting| waiting.answer(committed.clone()));
     }
 
+    /// What the disk has room for now. Running out of space in a commit would stop all writes until a restart.
+    fn space(&mut self) -> Space {
+        let needed = self.config.disk_free_bytes_min;
+        let space = match self.store.health().free_bytes {
+            Some(free) if free < needed => {
+                let path = self.config.data_dir.clone();
+                let upkeep = needed / UPKEEP_SHARE;
+                if free < upkeep {
+                    Space::Nothing(Refusal::DiskFull { path, free, needed: upkeep })
+                } else {
+                    Space::Upkeep(Refusal::DiskFull { path, free, needed })
+                }
+            }
+            Some(_) | None => Space::Plenty,
+        };
+        let is_full = !matches!(space, Space::Plenty);
+        if is_full != self.was_full {
+            self.was_full = is_full;
+            let path = &self.config.data_dir;
+            match &space {
+                Space::Plenty => tracing::warn!(path, "there is space again: puts are accepted"),
+                Space::Upkeep(refusal) | Space::Nothing(refusal) => {
+                    tracing::error!(path, ?refusal, "disk full: puts are refused until there is space");
+                }
+            }
+        }
+        space
+    }
+
     /// Applies one change to the staged entries. Refusals are answered at once.
-    fn stage(&mut self, change: Change, staged: &mut BTreeMap<Bytes, Staged>) -> Option<Waiting> {
+    fn stage(
+        &mut self,
+        change: Change,
+        space: &Space,
+        staged: &mut BTreeMap<Bytes, Staged>,
+    ) -> Option<Waiting> {
         match change {
-            Change::Event { key, context, op, body, valid, done } => {
+            Change::Event { key, context, op, body, valid, durability, done } => {
+                let cause = if body == Body::Tombstone { Cause::Upkeep } else { Cause::Put };
                 let result = in_time(&valid)
-                    .and_then(|()| self.entry(&key, staged))
-                    .and_then(|entry| self.event(entry, context, op, body));
+                    .and_then(|()| space.admit(cause))
+                    .and_then(|()| self.entry(store_key(&key), staged))
+                    .and_then(|entry| {
+                        let event = self.event(entry, context, op, body)?;
+                        self.strengthen(entry, durability);
+                        Ok(event)
+                    });
                 or_refuse(result, done).map(|(event, done)| Waiting::Event(done, event))
             }
-            Change::Merge { key, record, done } => {
-                let result = self.entry(&key, staged).and_then(|entry| merge(entry, &record));
+            Change::Merge { key, record, terms, done } => {
+                let result = space
+                    .admit(terms.cause)
+                    .and_then(|()| self.entry(store_key(&key), staged))
+                    .and_then(|entry| {
+                        let missed = merge(entry, &record)?;
+                        self.strengthen(entry, terms.durability);
+                        Ok(missed)
+                    });
                 or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
             }
-            Change::Supersede { key, first, missed, valid, done } => {
+            Change::Supersede { key, first, missed, valid, durability, done } => {
                 let result = in_time(&valid)
-                    .and_then(|()| self.entry(&key, staged))
-                    .and_then(|entry| self.supersede(entry, &first, &missed));
+                    .and_then(|()| space.admit(Cause::Upkeep))
+                    .and_then(|()| self.entry(store_key(&key), staged))
+                    .and_then(|entry| {
+                        let event = self.supersede(entry, &first, &missed)?;
+                        self.strengthen(entry, durability);
+                        Ok(event)
+                    });
                 or_refuse(result, done).map(|(event, done)| Waiting::Superseded(done, event))
+            }
+            Change::Quarantine { store_key, done } => {
+                let result = space.admit(Cause::Upkeep).and_then(|()| self.entry(store_key, staged));
+                or_refuse(result.map(drop), done).map(|((), done)| Waiting::Done(done))
+            }
+            Change::Mend { key, theirs, done } => {
+                let result = space
+                    .admit(Cause::Upkeep)
+                    .and_then(|()| self.entry(store_key(&key), staged))
+                    .and_then(|entry| mend(entry, &theirs));
+                or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
         }
     }
 
-    /// The key's entry in this batch, from the store if this is the first change to it.
+    /// Has the batch be as durable as one of its changes asks. What that one found already done may have been done with
+    /// less, so it is written again.
+    fn strengthen(&mut self, entry: &mut Staged, durability: message::Durability) {
+        let durability = level(durability);
+        if durability > self.config.durability {
+            entry.changed = true;
+            self.batch_durability = self.batch_durability.max(durability);
+        }
+    }
+
+    /// The key's entry in this batch, from the store if this is the first change to it. An incomplete one takes the place of
+    /// one that is damaged.
     fn entry<'a>(
         &mut self,
-        key: &[u8],
+        store_key: Bytes,
         staged: &'a mut BTreeMap<Bytes, Staged>,
     ) -> Result<&'a mut Staged, ReplicaError> {
         use std::collections::btree_map::Entry;
-        match staged.entry(store_key(key)) {
+        match staged.entry(store_key) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(slot) => {
-                let bytes = self.store.get(Keyspace::Records, slot.key())?;
-                let stored = bytes.as_ref().map(Stored::decode).transpose()?.unwrap_or_default();
+                let (bytes, stored) = match self.store.get(Keyspace::Records, slot.key()) {
+                    Ok(None) => (None, Ok(Stored::default())),
+                    Ok(Some(bytes)) => {
+                        let stored = Stored::decode(&bytes).map_err(|error| error.to_string());
+                        (Some(bytes), stored)
+                    }
+                    Err(error) if is_damage(&error) => (Some(Bytes::new()), Err(error.to_string())),
+                    Err(error) => return Err(error.into()),
+                };
+                let len = bytes.as_ref().map(Bytes::len);
+                let (stored, remains) = match stored {
+                    Ok(stored) => (stored, None),
+                    Err(reason) => {
+                        damage::tell(slot.key(), &reason);
+                        (Stored { is_incomplete: true, ..Stored::default() }, bytes)
+                    }
+                };
                 self.batch_bytes += stored.record.value_len();
-                let before = bytes.map(|bytes| weight(slot.key(), &stored, bytes.len()));
-                Ok(slot.insert(Staged { stored, before, changed: false }))
+                let before = len.map(|len| weight(slot.key(), &stored, len));
+                let changed = remains.is_some();
+                Ok(slot.insert(Staged { stored, before, changed, remains, mended: false }))
             }
         }
     }
@@ -347,7 +503,7 @@ impl<T: Store> Writer<T> {
         context: &VersionVector,
         write: Write,
     ) -> Result<Dot, ReplicaError> {
-        let Stored { record, own } = &mut entry.stored;
+        let Stored { record, own, .. } = &mut entry.stored;
         let mut known = record.vv().clone();
         known.merge(context);
         let dot = self.identity.next_dot(&known, *own);
@@ -367,10 +523,19 @@ impl<T: Store> Writer<T> {
     async fn commit(&mut self, staged: BTreeMap<Bytes, Staged>) -> Result<(), StoreError> {
         let mut batch = Batch::new();
         let mut totals = *self.totals.borrow();
+        let (mut found, mut mended) = (0, 0);
         for (store_key, entry) in staged.into_iter().filter(|(_, entry)| entry.changed) {
             let bytes = entry.stored.encode();
             entry.before.into_iter().for_each(|before| totals.remove(before));
             totals.add(weight(&store_key, &entry.stored, bytes.len()));
+            // Of one that is found and mended in one batch nothing is left to be done.
+            if entry.mended {
+                damage::stage_mended(&mut batch, &store_key);
+                mended += u64::from(entry.remains.is_none());
+            } else if let Some(remains) = entry.remains {
+                damage::stage_found(&mut batch, &store_key, remains);
+                found += 1;
+            }
             batch.put(Keyspace::Records, store_key, bytes);
         }
         if batch.is_empty() {
@@ -378,9 +543,10 @@ impl<T: Store> Writer<T> {
         }
         batch.put(Keyspace::Meta, Bytes::from_static(TOTALS_KEY), totals.encode());
         let leased = self.identity.stage_lease(&mut batch);
-        let durability = if leased { Durability::Fsync } else { self.durability };
+        let durability = if leased { Durability::Fsync } else { self.batch_durability };
         self.store.commit(batch, durability).await?;
         self.totals.send_replace(totals);
+        self.damage.committed(found, mended);
         Ok(())
     }
 }
@@ -412,6 +578,17 @@ fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> 
         entry.changed = true;
     }
     Ok(missed)
+}
+
+/// Completes what was damaged. What is whole already is left as it is: the answers of the other owners may be older.
+fn mend(entry: &mut Staged, theirs: &Record) -> Result<(), ReplicaError> {
+    if entry.stored.is_incomplete {
+        merge(entry, theirs)?;
+        entry.stored.is_incomplete = false;
+        entry.changed = true;
+        entry.mended = true;
+    }
+    Ok(())
 }
 
 /// Passes a result on with its addressee, or tells the addressee of the error.

@@ -18,7 +18,7 @@ use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanEntry, ScanPage};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Get, Put, PutBody, PutDone, Token};
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Request};
+use dkvs_proto::message::{Answer, Durability, Request};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +43,7 @@ fn put(sequence: u64, value: impl Into<Bytes>) -> Request {
         op: OpId { client: 1, sequence },
         timeout_ms: 1_000,
         forwarded: false,
+        durability: Durability::default(),
     }))
 }
 

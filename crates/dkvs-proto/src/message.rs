@@ -151,4 +151,28 @@ pub enum Refusal {
     Storage(#[serde(with = "wire::text")] String),
     /// The server is stopping.
     Stopping,
+    /// Too little space is left on the server's disk. Deletes, reads and repairs go on.
+    DiskFull {
+        /// Where the data is.
+        #[serde(with = "wire::text")]
+        path: String,
+        /// Bytes left.
+        free: u64,
+        /// Bytes that have to be left for what was asked.
+        needed: u64,
+    },
+    /// The server's copy of the key is damaged, and being repaired from the other owners: ask those.
+    Damaged,
+}
+
+/// How durable a change has to be before it is acknowledged, at least: a server's own level counts if it is stronger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Durability {
+    /// Written. Survives the end of the process; in other words, whatever the server's level is.
+    #[default]
+    Memory,
+    /// As `Memory`, and flushed to disk within the server's flush interval.
+    Interval,
+    /// On disk.
+    Fsync,
 }

@@ -19,8 +19,8 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     Token,
 };
-use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use dkvs_proto::{codec, context, record};
 
 const DOT_A: Dot = Dot { actor: Actor { incarnation: 0xa1a2_a3a4_a5a6_a7a8, epoch: 1 }, counter: 2 };
@@ -48,7 +48,18 @@ fn refused(refusal: Refusal) -> Answer {
 
 fn put(body: PutBody, context: Option<Token>, forwarded: bool) -> Put {
     let op = OpId { client: 0x0102_0304_0506_0708, sequence: 70_000 };
-    Put { ring: ring(), key: text("key"), body, context, n: 3, w: 2, op, timeout_ms: 1_000, forwarded }
+    Put {
+        ring: ring(),
+        key: text("key"),
+        body,
+        context,
+        n: 3,
+        w: 2,
+        op,
+        timeout_ms: 1_000,
+        forwarded,
+        durability: Durability::Fsync,
+    }
 }
 
 /// A fingerprint with the bytes 0 to 15.
@@ -94,13 +105,13 @@ fn answer(name: &'static str, answer: Answer, hex: &'static str) -> Golden {
 #[rustfmt::skip]
 fn messages() -> Vec<Golden> {
     vec![
-        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded.
+        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync).
         request("client_request/put", Request::Client(ClientRequest::Put(put(PutBody::Value(text("value")), Some(token()), false))),
             "00 fd8877665544332211 036b6579 000576616c7565 0103aabbcc 03 02 fd0807060504030201 \
-             fc70110100 fbe803 00"),
-        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded.
+             fc70110100 fbe803 00 02"),
+        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability.
         request("client_request/put_tombstone", Request::Client(ClientRequest::Put(put(PutBody::Tombstone, None, true))),
-            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01"),
+            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02"),
         // 1 Get: ring, key, n, r, timeout, siblings.
         request("client_request/get", Request::Client(ClientRequest::Get(Get { ring: ring(), key: text("key"), n: 5, r: 300, timeout_ms: 250, siblings: true })),
             "01 fd8877665544332211 036b6579 05 fb2c01 fa 01"),
@@ -140,11 +151,17 @@ fn messages() -> Vec<Golden> {
         // 2 Failed, 0 Refused, 7 Stopping.
         answer("client_answer/failed_refused_stopping", refused(Refusal::Stopping),
             "02 00 07"),
-        // 0 Merge: ring, key, record (a byte string in its own layout).
-        request("replica_request/merge", Request::Replica(ReplicaRequest::Merge { ring: ring(), key: text("key"), record: small_record() }),
+        // 2 Failed, 0 Refused, 8 DiskFull: path, free, needed.
+        answer("client_answer/failed_refused_disk_full", refused(Refusal::DiskFull { path: "/d".into(), free: 300, needed: 1 << 32 }),
+            "02 00 08 022f64 fb2c01 fd0000000001000000"),
+        // 2 Failed, 0 Refused, 9 Damaged.
+        answer("client_answer/failed_refused_damaged", refused(Refusal::Damaged),
+            "02 00 09"),
+        // 0 Merge: ring, key, record (a byte string in its own layout), durability (0 Memory), cause (0 Put).
+        request("replica_request/merge", Request::Replica(ReplicaRequest::Merge { ring: ring(), key: text("key"), record: small_record(), durability: Durability::Memory, cause: Cause::Put }),
             "00 fd8877665544332211 036b6579 4f0100010001a1a2a3a4a5a6a7a8000000010000000000000002 \
              a1a2a3a4a5a6a7a80000000100000000000000020000000000000007000000000000000900000000000 \
-             00010000000000176beeb5d78"),
+             00010000000000176beeb5d78 00 00"),
         // 1 Fetch: ring, key, known (16 bytes without a length).
         request("replica_request/fetch", Request::Replica(ReplicaRequest::Fetch { ring: ring(), key: text("key"), known: hash() }),
             "01 fd8877665544332211 036b6579 000102030405060708090a0b0c0d0e0f"),
@@ -176,10 +193,11 @@ fn messages() -> Vec<Golden> {
         // 0 Ring: servers (2: host, port, nodes), n, r, w.
         answer("admin_answer/ring", Answer::Admin(AdminAnswer::Ring(RingReport { servers: vec![RingServer { host: "127.0.0.1".into(), port: 1234, nodes: 1 }, RingServer { host: "::1".into(), port: 1235, nodes: 65_536 }], n: 3, r: 2, w: 2 })),
             "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02"),
-        // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams.
-        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32 })),
+        // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams, poisoned,
+        // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs.
+        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1 })),
             "01 05302e312e30 fd8877665544332211 01 fa fbfb00 fbffff 00 fc00000100 \
-             fd0000000001000000"),
+             fd0000000001000000 03626164 01fbfb00 fa 03 02 01"),
         // 2 Page: entries (1: key, value, siblings), next (Some).
         answer("admin_answer/page", Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![ScanEntry { key: text("key"), value: text("value"), siblings: 2 }], next: Some(token()) })),
             "02 01 036b6579 0576616c7565 02 0103aabbcc"),

@@ -33,6 +33,7 @@ impl Recorded {
         let socket = SimSocket::for_calls(shared.ips[host], weather, trace).await?;
         let config = ClientConfig {
             timeout: shared.plan.timeout,
+            silence_max: shared.plan.silence_max(),
             endpoint: shared.plan.client_endpoint(),
             seed: Some(seed::derive(shared.plan.seed, "client", host as u64)),
             ..ClientConfig::default()

@@ -22,12 +22,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs_storage::{Batch, Durability, Keyspace, ScanLimit, Start, Store, StoreError};
+use dkvs_storage::{Batch, Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
 use crate::history::{DiskCensus, Micros};
+use crate::plan::KEY_PREFIX;
 use crate::recorder::Recorder;
 use crate::trace::{Trace, micros, now};
 use crate::weather::flip;
@@ -48,8 +49,8 @@ pub struct DiskConditions {
     pub read_fault: f64,
     /// A commit fails and poisons the store, with this probability.
     pub write_fault: f64,
-    /// There is no space left: every commit fails.
-    pub full: bool,
+    /// Bytes that are free; with none, every commit fails.
+    pub free: u64,
     /// Nothing happens at all: the machine is paused.
     pub frozen: bool,
 }
@@ -63,7 +64,7 @@ impl DiskConditions {
             flush_max: Duration::from_millis(4),
             read_fault: 0.0,
             write_fault: 0.0,
-            full: false,
+            free: u64::MAX,
             frozen: false,
         }
     }
@@ -221,12 +222,14 @@ impl Disk {
         (platter.used, platter.clean) = (true, false);
     }
 
-    /// Flips bits in one stored record. Returns its key; `None` when there is no record.
+    /// Flips bits in one stored record of a clients' key, which will be read. Returns the key; `None` when there is no record.
     #[must_use]
     pub fn flip_record(&self) -> Option<Bytes> {
         let mut platter = self.lock();
-        let keys: Vec<_> =
-            platter.visible.keys().filter(|(space, _)| *space == Keyspace::Records).cloned().collect();
+        let is_clients = |place: &&(Keyspace, Bytes)| {
+            place.0 == Keyspace::Records && place.1[2..].starts_with(KEY_PREFIX.as_bytes())
+        };
+        let keys: Vec<_> = platter.visible.keys().filter(is_clients).cloned().collect();
         if keys.is_empty() {
             return None;
         }
@@ -359,7 +362,7 @@ impl SimStore {
         if let Some(reason) = platter.poison.clone() {
             return Err(StoreError::Poisoned { reason });
         }
-        if platter.conditions.full {
+        if platter.conditions.free == 0 {
             return Err(platter.poison("no space left on device"));
         }
         for (keyspace, key, value) in batch.writes() {
@@ -460,6 +463,11 @@ impl Store for SimStore {
         sleep(delay).await;
         self.while_frozen().await;
         self.finish(&batch, durability)
+    }
+
+    fn health(&self) -> Health {
+        let platter = self.disk.lock();
+        Health { poisoned: platter.poison.clone(), free_bytes: Some(platter.conditions.free) }
     }
 
     async fn close(&self) -> Result<(), StoreError> {

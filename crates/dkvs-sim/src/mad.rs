@@ -29,8 +29,8 @@ use dkvs_proto::envelope::{DatagramBuilder, Header, parse};
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::AdminRequest;
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, Get, Put, PutBody, Token};
-use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
 use tokio::time::{Instant, sleep, timeout};
@@ -47,6 +47,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// How long it waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What it asks of servers beside. Neither is where it is mad.
+const DURABILITY: Durability = Durability::Memory;
+const CAUSE: Cause = Cause::Upkeep;
 
 /// Its keys.
 const KEYS: u32 = 3;
@@ -171,7 +175,7 @@ impl Mad {
 
     fn mad_merge(&mut self) -> Request {
         let (ring, key, record) = (self.ring(), self.key(), self.record());
-        Request::Replica(ReplicaRequest::Merge { ring, key, record })
+        Request::Replica(ReplicaRequest::Merge { ring, key, record, durability: DURABILITY, cause: CAUSE })
     }
 
     /// What a client may ask, of mad keys: there the servers meet what was merged.
@@ -203,6 +207,7 @@ impl Mad {
                     op: OpId { client: 7, sequence: self.random.next_u64() },
                     timeout_ms,
                     forwarded: self.random.random_bool(0.5),
+                    durability: Durability::Fsync,
                 }))
             }
         }
@@ -232,17 +237,44 @@ impl Mad {
         let dots = self.known.iter().flat_map(to_come).map(|actor| Dot { actor, counter: u64::MAX });
         let record = Record::from_parts(dots.collect(), Vec::new()).unwrap_or_default();
         let (ring, key) = (self.ring(), Bytes::from_static(b"mad-0"));
-        self.ask(to, Request::Replica(ReplicaRequest::Merge { ring, key: key.clone(), record })).await;
+        self.ask(
+            to,
+            Request::Replica(ReplicaRequest::Merge {
+                ring,
+                key: key.clone(),
+                record,
+                durability: DURABILITY,
+                cause: CAUSE,
+            }),
+        )
+        .await;
         let op = OpId { client: 7, sequence: self.random.next_u64() };
         let (body, context, n) = (PutBody::Tombstone, None, self.shared.plan.servers);
-        let put = Put { ring, key, body, context, n, w: 1, op, timeout_ms: 300, forwarded: false };
+        let put = Put {
+            ring,
+            key,
+            body,
+            context,
+            n,
+            w: 1,
+            op,
+            timeout_ms: 300,
+            forwarded: false,
+            durability: DURABILITY,
+        };
         self.ask(to, Request::Client(ClientRequest::Put(put))).await;
     }
 
     /// What is asked for another ring must be refused, also of clients' keys.
     async fn another_ring(&mut self, to: SocketAddr) {
         let (ring, key) = (RingId::from_bits(self.random.next_u64()), self.clients_key());
-        let merge = Request::Replica(ReplicaRequest::Merge { ring, key: key.clone(), record: self.record() });
+        let merge = Request::Replica(ReplicaRequest::Merge {
+            ring,
+            key: key.clone(),
+            record: self.record(),
+            durability: DURABILITY,
+            cause: CAUSE,
+        });
         if let Some(answer) = self.ask(to, merge).await {
             let refused =
                 matches!(answer, Answer::Replica(ReplicaAnswer::Refused(Refusal::WrongRing { .. })));
@@ -250,7 +282,18 @@ impl Mad {
         }
         let op = OpId { client: 7, sequence: 7 };
         let (body, context) = (PutBody::Tombstone, None);
-        let put = Put { ring, key, body, context, n: 3, w: 1, op, timeout_ms: 300, forwarded: false };
+        let put = Put {
+            ring,
+            key,
+            body,
+            context,
+            n: 3,
+            w: 1,
+            op,
+            timeout_ms: 300,
+            forwarded: false,
+            durability: DURABILITY,
+        };
         if let Some(answer) = self.ask(to, Request::Client(ClientRequest::Put(put))).await {
             let failure = Failure::Refused(Refusal::WrongRing { ring: self.ring() });
             assert_eq!(answer, Answer::Client(ClientAnswer::Failed(failure)), "to a put for another ring");

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use dkvs::ClientConfig;
 use dkvs_net::EndpointConfig;
 use dkvs_proto::limits::DATAGRAM_LEN_MIN;
 use dkvs_storage::Durability;
@@ -19,6 +20,12 @@ use crate::seed;
 /// Bounds of the step in which time passes, in whole milliseconds.
 const TICK_MIN: Duration = Duration::from_millis(1);
 const TICK_MAX: Duration = Duration::from_millis(10);
+
+/// What servers want to be free on their disks.
+pub(crate) const DISK_FREE_BYTES_MIN: u64 = 1 << 20;
+
+/// How the names of clients' keys begin.
+pub(crate) const KEY_PREFIX: &str = "key-";
 
 /// The number of the first value given to a server at its start; writes count from 1.
 const FIRST_GIVEN: ValueId = 1_000_000_000;
@@ -138,6 +145,8 @@ pub struct Plan {
     pub durability: Durability,
     /// How much a power cut may take with [`Durability::Interval`].
     pub flush_interval: Duration,
+    /// How fast and how often servers look for damage; 0 for not at all.
+    pub scrub: (u64, Duration),
     /// The transport of servers and clients.
     pub endpoint: EndpointConfig,
     /// Other limits, in a run that is about limits.
@@ -204,6 +213,7 @@ impl Plan {
             durability,
             flush_interval: Duration::from_millis(*pick(&[50, 500], random)),
             endpoint: endpoint(random),
+            scrub: scrub(&mut seed::random(seed, "scrub", 0)),
             scarcity: None,
             latency: (latency_min, latency_max),
             tick,
@@ -232,6 +242,12 @@ impl Plan {
     #[must_use]
     pub fn client_endpoint(&self) -> EndpointConfig {
         self.scarcity.as_ref().map_or(&self.endpoint, |scarcity| &scarcity.client).clone()
+    }
+
+    /// How long clients wait for a sign of life. Less than the network needs in good times would only test this limit.
+    #[must_use]
+    pub fn silence_max(&self) -> Duration {
+        ClientConfig::default().silence_max.max(self.latency.1 * 4)
     }
 
     /// How long what needs `longest` may take in a run like this. A server with room for few sessions has none for a new one
@@ -277,7 +293,7 @@ fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut S
         _ => (0..3).map(|_| quorum(random.random_range(w_min..=servers.min(5)), random)).collect(),
     };
     let writer = random.random_bool(0.2).then(|| random.random_range(0..workers));
-    KeyPlan { name: format!("key-{number}"), quorums, writer }
+    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer }
 }
 
 /// Small datagrams send more by stream, small queues lose more on this side.
@@ -290,6 +306,12 @@ fn endpoint(random: &mut StdRng) -> EndpointConfig {
         retransmit_min: Duration::from_millis(*pick(&[10, 25, 50], random)),
         ..default
     }
+}
+
+/// In half of the runs damage is found by reading only.
+fn scrub(random: &mut StdRng) -> (u64, Duration) {
+    let pause = Duration::from_millis(*pick(&[200, 1_000, 5_000], random));
+    (*pick(&[0, 0, 10_000, 4 << 20], random), pause)
 }
 
 /// One or two values for some keys in four runs of ten, each for one server, some, or all.

@@ -15,7 +15,7 @@ use crate::client::value;
 use crate::clock::wall_clock;
 use crate::disk::SimStore;
 use crate::history::Given;
-use crate::plan::Plan;
+use crate::plan::{DISK_FREE_BYTES_MIN, Plan};
 use crate::recorder::Recorder;
 use crate::seed;
 use crate::shared::{PORT, Shared};
@@ -76,6 +76,8 @@ pub(crate) async fn run(shared: Arc<Shared>, me: ServerIndex) -> turmoil::Result
         let mut config = ServerConfig::new(shared.ring.clone(), me, shared.addresses.clone(), clock, seed)?;
         config.durability = shared.plan.durability;
         config.endpoint = shared.plan.server_endpoint();
+        config.disk_free_bytes_min = DISK_FREE_BYTES_MIN;
+        (config.scrub_bytes_per_s, config.scrub_pause) = shared.plan.scrub;
         if let Some(scarcity) = &shared.plan.scarcity {
             config.changes_max = scarcity.changes_max;
             config.change_bytes_max = scarcity.change_bytes_max;

@@ -42,8 +42,6 @@ struct Damaged {
     server: Host,
     /// The sweep that will have repaired it: asked for when the server is up again.
     sweep: Option<u64>,
-    /// Whether a record on it cannot be read: it will be emptied before it can be repaired.
-    must_be_replaced: bool,
 }
 
 /// The world of one run.
@@ -311,7 +309,6 @@ impl World {
         if let Some(damaged) = &mut self.damaged
             && damaged.server == server
             && damaged.sweep.is_none()
-            && !damaged.must_be_replaced
         {
             damaged.sweep = Some(self.shared.sweeps_wanted.fetch_add(1, Ordering::Relaxed) + 1);
         }
@@ -342,16 +339,12 @@ impl World {
 
     fn damage(&mut self, server: Host, damage: Damage) {
         self.note(format_args!("damage: {damage:?}"));
-        let must_be_replaced = self.damaged.is_some_and(|damaged| damaged.must_be_replaced);
-        self.damaged = Some(Damaged { server, sweep: None, must_be_replaced });
+        self.damaged = Some(Damaged { server, sweep: None });
         self.shared.recorder.damaged(damage);
     }
 
     pub(crate) fn copy_disks(&mut self) {
         let at = self.now();
-        if self.damaged.is_some_and(|damaged| damaged.must_be_replaced) {
-            return;
-        }
         self.copies = self.shared.servers.iter().map(|parts| parts.disk.copy(at)).collect();
     }
 
@@ -383,17 +376,7 @@ impl World {
         let Some(key) = self.shared.servers[server].disk.flip_record() else { return false };
         let key = String::from_utf8_lossy(&key).into_owned();
         self.damage(server, Damage::Flipped { server: index(server), at: self.now(), key });
-        self.damaged = Some(Damaged { server, sweep: None, must_be_replaced: true });
         true
-    }
-
-    /// The operator gives a server an empty disk.
-    pub(crate) fn replace_disk(&mut self, server: Host) {
-        self.kill(server);
-        self.shared.servers[server].disk.wipe();
-        self.damaged = None;
-        self.damage(server, Damage::Wiped { server: index(server), at: self.now() });
-        self.start(server);
     }
 }
 

@@ -154,6 +154,11 @@ impl Committer {
         Ok(())
     }
 
+    /// The first failure, once there is one.
+    pub(crate) fn poisoned_by(&self) -> Option<Arc<str>> {
+        self.poison.get().cloned()
+    }
+
     fn poisoned(&self) -> StoreError {
         StoreError::Poisoned { reason: self.poison_reason() }
     }

@@ -99,6 +99,28 @@ pub enum DataDirError {
         found: String,
     },
 
+    /// There is nothing to look at: check the path.
+    #[error("{} is not a DKVS data directory: it has no file FORMAT", path.display())]
+    NoDataDir {
+        /// The directory.
+        path: PathBuf,
+    },
+
+    /// No program of this line wrote it.
+    #[error(
+        "data directory {} has format {found}, and this dkvs-server knows formats from {known} on: start with an \
+         empty directory and let the other servers fill it",
+        path.display()
+    )]
+    OlderFormat {
+        /// The data directory.
+        path: PathBuf,
+        /// The version it has.
+        found: u32,
+        /// The oldest version this program knows.
+        known: u32,
+    },
+
     /// A newer program wrote it: run that one.
     #[error(
         "data directory {} has format {found}, and this dkvs-server knows formats up to {known}: \
@@ -172,6 +194,23 @@ impl DataDir {
         Ok((dir, start))
     }
 
+    /// Opens an existing directory of whatever server, to look at what it holds. Also says whose it is. The store must not be
+    /// written to; a directory that was clean can then be marked clean again.
+    ///
+    /// # Errors
+    /// As [`DataDir::open`], and when there is no data directory at `path`.
+    pub fn open_existing(path: &Path) -> Result<(Self, Start, String), DataDirError> {
+        let format = path.join(FORMAT);
+        if !exists(&format)? {
+            return Err(DataDirError::NoDataDir { path: path.into() });
+        }
+        let dir = Self { path: path.into(), _lock: lock(path)? };
+        dir.check_format()?;
+        let owner = dir.owner()?;
+        let start = if dir.consume_clean_marker()? { Start::Clean } else { Start::Unclean };
+        Ok((dir, start, owner))
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -203,20 +242,26 @@ impl DataDir {
             Ok(found @ FORMAT_VERSION..) => {
                 Err(DataDirError::NewerFormat { path: self.path.clone(), found, known: FORMAT_VERSION })
             }
-            Ok(_) | Err(_) => Err(DataDirError::Garbage { path, expected }),
+            Ok(found) => {
+                Err(DataDirError::OlderFormat { path: self.path.clone(), found, known: FORMAT_VERSION })
+            }
+            Err(_) => Err(DataDirError::Garbage { path, expected }),
         }
     }
 
     fn check_owner(&self, asked: &str) -> Result<(), DataDirError> {
+        let owner = self.owner()?;
+        if owner == asked {
+            return Ok(());
+        }
+        Err(DataDirError::OwnedByOther { path: self.path.clone(), owner, asked: asked.into() })
+    }
+
+    fn owner(&self) -> Result<String, DataDirError> {
         let expected = "the owner's name and a line feed";
         let (path, text) = self.read(OWNER, expected)?;
         match text.strip_suffix('\n') {
-            Some(owner) if owner == asked => Ok(()),
-            Some(owner) if !owner.is_empty() => Err(DataDirError::OwnedByOther {
-                path: self.path.clone(),
-                owner: owner.into(),
-                asked: asked.into(),
-            }),
+            Some(owner) if !owner.is_empty() => Ok(owner.into()),
             Some(_) | None => Err(DataDirError::Garbage { path, expected }),
         }
     }

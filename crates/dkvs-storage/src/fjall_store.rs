@@ -31,7 +31,7 @@
 //! a memtable is flushed, and a small value must not keep alive the large datagram it came in.
 
 use crate::{
-    Batch, Durability, Keyspace, ScanLimit, Store, StoreError,
+    Batch, Durability, Health, Keyspace, ScanLimit, Store, StoreError,
     committer::{Committer, Engine},
 };
 use bytes::Bytes;
@@ -184,6 +184,10 @@ impl Store for FjallStore {
         self.committer.commit(batch, durability).await
     }
 
+    fn health(&self) -> Health {
+        Health { poisoned: self.committer.poisoned_by(), free_bytes: free_bytes(&self.dir) }
+    }
+
     async fn close(&self) -> Result<(), StoreError> {
         self.committer.close().await
     }
@@ -260,6 +264,19 @@ impl Drop for FjallEngine {
     fn drop(&mut self) {
         self.set_view(None);
     }
+}
+
+/// What a process without privileges may still write to the file system of `dir`.
+#[cfg(unix)]
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Elsewhere nobody is asked.
+#[cfg(not(unix))]
+fn free_bytes(_dir: &Path) -> Option<u64> {
+    None
 }
 
 fn is_missing_or_empty(dir: &Path) -> io::Result<bool> {

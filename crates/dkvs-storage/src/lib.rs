@@ -22,8 +22,8 @@
 //! What it leaves out: versions, partitions, checksums of values and expiry. Keys and values are bytes; a
 //! record that must detect damage carries its own checksum. There are no read transactions over several
 //! calls: each call sees whole batches, two calls may see different ones. There is no reserve for a full
-//! disk: running out of space during a commit poisons the store like any failed write, so watch the free
-//! space beside it.
+//! disk: running out of space during a commit poisons the store like any failed write, so whoever writes
+//! looks at [`Health::free_bytes`] before.
 
 mod error;
 
@@ -106,6 +106,15 @@ impl ScanLimit {
     }
 }
 
+/// How a store is; see [`Store::health`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Why it takes no more writes, if it does not.
+    pub poisoned: Option<Arc<str>>,
+    /// Bytes that may still be written where it keeps its data; `None` where that has no limit or cannot be told.
+    pub free_bytes: Option<u64>,
+}
+
 /// An ordered, durable map per [`Keyspace`], written in atomic batches.
 ///
 /// After [`Store::close`] every call but `close` returns [`StoreError::Closed`].
@@ -138,6 +147,9 @@ pub trait Store: Send + Sync + 'static {
         durability: Durability,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// How it is now. Blocking but short, a call into the system: async code may call it once for each batch.
+    fn health(&self) -> Health;
+
     /// Finishes what was begun, flushes everything to disk and stops the store's own threads.
     ///
     /// Idempotent. An error means that something accepted may not be on disk: do not call this stop clean.
@@ -164,6 +176,10 @@ impl<S: Store> Store for Arc<S> {
         durability: Durability,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
         S::commit(self, batch, durability)
+    }
+
+    fn health(&self) -> Health {
+        S::health(self)
     }
 
     fn close(&self) -> impl Future<Output = Result<(), StoreError>> + Send {

@@ -5,12 +5,15 @@
 //! leaves out is durability: every level is a promise until the process ends, and a simulated crash that
 //! should lose unsynced writes has to be built around it.
 
-use crate::{Batch, Durability, Keyspace, ScanLimit, Store, StoreError};
+use crate::{Batch, Durability, Health, Keyspace, ScanLimit, Store, StoreError};
 use bytes::Bytes;
 use std::{
     collections::BTreeMap,
     ops::Bound,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 type Trees = [BTreeMap<Bytes, Bytes>; Keyspace::ALL.len()];
@@ -20,13 +23,23 @@ type Trees = [BTreeMap<Bytes, Bytes>; Keyspace::ALL.len()];
 pub struct MemoryStore {
     /// `None` once closed.
     trees: Mutex<Option<Trees>>,
+    /// What it says is free.
+    free_bytes: AtomicU64,
 }
+
+/// Stands for memory without a limit.
+const NO_LIMIT: u64 = u64::MAX;
 
 impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self { trees: Mutex::new(Some(Trees::default())) }
+        Self { trees: Mutex::new(Some(Trees::default())), free_bytes: AtomicU64::new(NO_LIMIT) }
+    }
+
+    /// Has it say, as a store on a disk does, that so many bytes are free. It takes writes all the same.
+    pub fn set_free_bytes(&self, free_bytes: u64) {
+        self.free_bytes.store(free_bytes, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Trees>> {
@@ -82,6 +95,11 @@ impl Store for MemoryStore {
             };
         }
         Ok(())
+    }
+
+    fn health(&self) -> Health {
+        let free = self.free_bytes.load(Ordering::Relaxed);
+        Health { poisoned: None, free_bytes: Some(free).filter(|&free| free != NO_LIMIT) }
     }
 
     async fn close(&self) -> Result<(), StoreError> {

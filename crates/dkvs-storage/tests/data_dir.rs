@@ -180,10 +180,25 @@ fn a_newer_format_is_refused_with_both_versions_and_the_remedy() {
 }
 
 #[test]
+fn a_format_older_than_any_is_refused_with_the_remedy() {
+    let (_above, path) = fresh();
+    stop_cleanly(&path);
+    fs::write(path.join("FORMAT"), "0\n").unwrap();
+    assert_eq!(
+        refusal(&path),
+        format!(
+            "data directory {} has format 0, and this dkvs-server knows formats from 1 on: start with an empty \
+             directory and let the other servers fill it",
+            path.display()
+        )
+    );
+}
+
+#[test]
 fn a_garbled_format_is_refused_by_its_file() {
     let (_above, path) = fresh();
     stop_cleanly(&path);
-    for garbage in [&b""[..], b"one\n", b"0\n", b"-1\n", b"1 2\n", b"\xFF\xFE"] {
+    for garbage in [&b""[..], b"one\n", b"-1\n", b"1 2\n", b"\xFF\xFE"] {
         fs::write(path.join("FORMAT"), garbage).unwrap();
         let expected = format!(
             "{} is unreadable: expected the version of the directory's format, a number",

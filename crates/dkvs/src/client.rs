@@ -314,9 +314,12 @@ impl<S: Socket> Client<S> {
         match failure {
             Failure::Quorum(missed) => Err(self.missed(kind, missed)),
             Failure::Refused(refusal) => match refusal {
-                Refusal::Overloaded | Refusal::Stopping | Refusal::NotOwner | Refusal::Storage(_) => {
-                    Ok(OwnerReport::Failed(in_words(&refusal)))
-                }
+                Refusal::Overloaded
+                | Refusal::Stopping
+                | Refusal::NotOwner
+                | Refusal::Storage(_)
+                | Refusal::DiskFull { .. }
+                | Refusal::Damaged => Ok(OwnerReport::Failed(in_words(&refusal))),
                 Refusal::WrongRing { ring } => Err(Error::WrongRing {
                     server: self.name(server),
                     theirs: ring.to_string(),

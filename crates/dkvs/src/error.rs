@@ -179,6 +179,10 @@ pub(crate) fn in_words(refusal: &Refusal) -> String {
         Refusal::Invalid(reason) => reason.clone(),
         Refusal::Storage(reason) => format!("its storage failed: {reason}"),
         Refusal::Stopping => "it is stopping".into(),
+        Refusal::DiskFull { path, free, needed } => {
+            format!("disk full: {path} has {free} bytes free, and {needed} must be free for this")
+        }
+        Refusal::Damaged => "its copy of the key is damaged, and being repaired from the other owners".into(),
     }
 }
 

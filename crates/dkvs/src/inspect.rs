@@ -35,6 +35,26 @@ pub struct Status {
     pub clock_skew: Duration,
     /// Datagrams it dropped as not ours, damaged or malformed.
     pub junk_datagrams: u64,
+    /// Why its store takes no more writes until it is started again; `None` when it does.
+    pub poisoned: Option<String>,
+    /// Bytes free on its disk; `None` when the data is in memory or its system does not say.
+    pub disk_free: Option<u64>,
+    /// Bytes that have to be free for it to accept puts.
+    pub disk_free_min: u64,
+    /// Records it found damaged since it started.
+    pub damaged_found: u64,
+    /// Damaged records it has not repaired yet.
+    pub damaged_waiting: u64,
+    /// Times it has looked at all its records for damage since it started.
+    pub scrubs: u64,
+}
+
+impl Status {
+    /// Whether it refuses puts for want of space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.disk_free.is_some_and(|free| free < self.disk_free_min)
+    }
 }
 
 /// One key a server holds.
@@ -104,6 +124,12 @@ fn status(report: StatusReport) -> Status {
         data_dir: report.data_dir,
         clock_skew: Duration::from_millis(report.clock_skew_ms),
         junk_datagrams: report.junk_datagrams,
+        poisoned: Some(report.poisoned).filter(|reason| !reason.is_empty()),
+        disk_free: report.disk_free,
+        disk_free_min: report.disk_free_min,
+        damaged_found: report.damaged_found,
+        damaged_waiting: report.damaged_waiting,
+        scrubs: report.scrubs,
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use dkvs_core::limits::KEY_LEN_MAX;
 use dkvs_core::servers::ServerName;
 use dkvs_net::{Port, Socket};
+use dkvs_proto::message::Durability;
 use dkvs_proto::message::client::{
     self as wire, ClientAnswer, ClientRequest, GetDone, PutBody, PutDone, Token,
 };
@@ -27,6 +28,7 @@ pub struct Put<S: Socket = Port> {
     context: Option<Context>,
     n: Option<usize>,
     w: Option<usize>,
+    durability: Durability,
     timeout: Duration,
 }
 
@@ -116,7 +118,16 @@ impl<S: Socket> Put<S> {
 
     fn new(client: Client<S>, key: Bytes, body: PutBody) -> Self {
         let timeout = client.config().timeout;
-        Self { client, key, body, context: None, n: None, w: None, timeout }
+        Self {
+            client,
+            key,
+            body,
+            context: None,
+            n: None,
+            w: None,
+            durability: Durability::default(),
+            timeout,
+        }
     }
 
     /// Keeps `n` copies.
@@ -128,6 +139,12 @@ impl<S: Socket> Put<S> {
     /// Waits until `w` servers hold it.
     pub fn w(mut self, w: usize) -> Self {
         self.w = Some(w);
+        self
+    }
+
+    /// Has every server make it this durable before it acknowledges, where that is more than the server's own level.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 
@@ -168,6 +185,7 @@ impl<S: Socket> Put<S> {
             op: self.client.next_op(),
             timeout_ms: 0,
             forwarded: false,
+            durability: self.durability,
         };
         let request = |timeout_ms| ClientRequest::Put(wire::Put { timeout_ms, ..put.clone() });
         let read = |answer| match answer {

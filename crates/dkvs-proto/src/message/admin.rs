@@ -86,6 +86,19 @@ pub struct StatusReport {
     pub clock_skew_ms: u64,
     /// Datagrams dropped because they were not ours, damaged or malformed.
     pub junk_datagrams: u64,
+    /// Why the store takes no more writes until it is started again; empty when it does.
+    #[serde(with = "wire::text")]
+    pub poisoned: String,
+    /// Bytes left on the disk; `None` when the data is in memory or the system does not say.
+    pub disk_free: Option<u64>,
+    /// Bytes that have to be left for puts to be accepted.
+    pub disk_free_min: u64,
+    /// Records found damaged since the start.
+    pub damaged_found: u64,
+    /// Damaged records that are not repaired yet.
+    pub damaged_waiting: u64,
+    /// Times that all records have been looked at for damage since the start.
+    pub scrubs: u64,
 }
 
 /// Part of what a server holds.

@@ -6,7 +6,7 @@ use dkvs_core::ring::RingId;
 use dkvs_core::servers::ServerIndex;
 use serde::{Deserialize, Serialize};
 
-use super::Refusal;
+use super::{Durability, Refusal};
 use crate::wire;
 
 /// An operation on one key.
@@ -41,6 +41,8 @@ pub struct Put {
     pub timeout_ms: u32,
     /// Passed on by a server that does not own the key; not to be passed on again.
     pub forwarded: bool,
+    /// How durable each owner makes it before it acknowledges, at least.
+    pub durability: Durability,
 }
 
 /// A context as it travels.

@@ -6,7 +6,7 @@ use dkvs_core::ring::RingId;
 use dkvs_core::version::Dot;
 use serde::{Deserialize, Serialize};
 
-use super::Refusal;
+use super::{Durability, Refusal};
 use crate::wire;
 
 /// What a coordinator asks of an owner.
@@ -22,6 +22,10 @@ pub enum ReplicaRequest {
         /// The coordinator's whole record.
         #[serde(with = "wire::record")]
         record: Record,
+        /// How durable it has to be before it is acknowledged, at least.
+        durability: Durability,
+        /// Why.
+        cause: Cause,
     },
     /// Send your record, unless it is the one I have.
     Fetch {
@@ -33,6 +37,15 @@ pub enum ReplicaRequest {
         /// Fingerprint of the coordinator's own record; of the empty record when it has none.
         known: RecordHash,
     },
+}
+
+/// Why a record is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// A client puts a value. An owner with too little space on its disk refuses.
+    Put,
+    /// A client deletes, or copies that differ are made equal. What little space there is is kept for this.
+    Upkeep,
 }
 
 /// What an owner answers.

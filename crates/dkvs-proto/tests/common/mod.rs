@@ -16,8 +16,8 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     Token,
 };
-use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -108,15 +108,36 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         text().prop_map(Refusal::Invalid),
         text().prop_map(Refusal::Storage),
         Just(Refusal::Stopping),
+        (text(), number(), number()).prop_map(|(path, free, needed)| Refusal::DiskFull {
+            path,
+            free,
+            needed
+        }),
+        Just(Refusal::Damaged),
     ]
+}
+
+fn durability() -> impl Strategy<Value = Durability> {
+    prop_oneof![Just(Durability::Memory), Just(Durability::Interval), Just(Durability::Fsync)]
 }
 
 fn client_request() -> impl Strategy<Value = ClientRequest> {
     let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>());
     prop_oneof![
-        (ring(), bytes(), put_body(), option::of(token()), op(), numbers).prop_map(
-            |(ring, key, body, context, op, (n, w, timeout_ms, forwarded))| {
-                ClientRequest::Put(Put { ring, key, body, context, n, w, op, timeout_ms, forwarded })
+        (ring(), bytes(), put_body(), option::of(token()), op(), numbers, durability()).prop_map(
+            |(ring, key, body, context, op, (n, w, timeout_ms, forwarded), durability)| {
+                ClientRequest::Put(Put {
+                    ring,
+                    key,
+                    body,
+                    context,
+                    n,
+                    w,
+                    op,
+                    timeout_ms,
+                    forwarded,
+                    durability,
+                })
             }
         ),
         (ring(), bytes(), numbers).prop_map(|(ring, key, (n, r, timeout_ms, siblings))| {
@@ -150,11 +171,14 @@ fn client_answer() -> impl Strategy<Value = ClientAnswer> {
 
 fn replica_request() -> impl Strategy<Value = ReplicaRequest> {
     prop_oneof![
-        (ring(), bytes(), record()).prop_map(|(ring, key, record)| ReplicaRequest::Merge {
-            ring,
-            key,
-            record
-        }),
+        (ring(), bytes(), record(), durability(), prop_oneof![Just(Cause::Put), Just(Cause::Upkeep)])
+            .prop_map(|(ring, key, record, durability, cause)| ReplicaRequest::Merge {
+                ring,
+                key,
+                record,
+                durability,
+                cause
+            }),
         (ring(), bytes(), hash()).prop_map(|(ring, key, known)| ReplicaRequest::Fetch { ring, key, known }),
     ]
 }
@@ -185,24 +209,33 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         value,
         siblings,
     });
-    let numbers = [number(), number(), number(), number(), number(), number()];
+    let numbers = [(); 10].map(|()| number());
     prop_oneof![
         (vec(server, 0..5), any::<u16>(), any::<u16>(), any::<u16>())
             .prop_map(|(servers, n, r, w)| AdminAnswer::Ring(RingReport { servers, n, r, w })),
-        (text(), ring(), text(), numbers).prop_map(|(version, ring, data_dir, numbers)| {
-            let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams] = numbers;
-            AdminAnswer::Status(StatusReport {
-                version,
-                ring,
-                uptime_ms,
-                keys,
-                tombstones,
-                bytes,
-                data_dir,
-                clock_skew_ms,
-                junk_datagrams,
-            })
-        }),
+        (text(), ring(), text(), numbers, text(), option::of(number())).prop_map(
+            |(version, ring, data_dir, numbers, poisoned, disk_free)| {
+                let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams, rest @ ..] = numbers;
+                let [disk_free_min, damaged_found, damaged_waiting, scrubs] = rest;
+                AdminAnswer::Status(StatusReport {
+                    version,
+                    ring,
+                    uptime_ms,
+                    keys,
+                    tombstones,
+                    bytes,
+                    data_dir,
+                    clock_skew_ms,
+                    junk_datagrams,
+                    poisoned,
+                    disk_free,
+                    disk_free_min,
+                    damaged_found,
+                    damaged_waiting,
+                    scrubs,
+                })
+            }
+        ),
         (vec(entry, 0..5), option::of(token()))
             .prop_map(|(entries, next)| AdminAnswer::Page(ScanPage { entries, next })),
         refusal().prop_map(AdminAnswer::Refused),

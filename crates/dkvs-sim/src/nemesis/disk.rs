@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 
 use super::{Fault, server};
 use crate::disk::DiskConditions;
-use crate::plan::{Plan, pick};
+use crate::plan::{DISK_FREE_BYTES_MIN, Plan, pick};
 use crate::shared::Host;
 use crate::world::World;
 
@@ -20,14 +20,14 @@ pub enum DiskFault {
     Copy,
     /// The last copy is put back while the server is killed.
     Restore(Host),
-    /// Bits flip in a stored record. In the end the operator empties the disk: nothing else mends a record yet.
+    /// Bits flip in a stored record.
     Flip(Host),
     /// Commits take up to this long.
     Slow(Host, Duration),
     /// Reads fail this once with the first probability; commits fail, and poison, with the second.
     Failing(Host, f64, f64),
-    /// There is no space left. In the end there is, and the server is started again.
-    Full(Host),
+    /// So many bytes are free. In the end there is space, and the server is started again if its store was poisoned.
+    Full(Host, u64),
 }
 
 /// One that needs [`World::may_damage`].
@@ -52,7 +52,11 @@ pub(super) fn failing(plan: &Plan, random: &mut StdRng) -> Option<Fault> {
     let fault = match random.random_range(0..3) {
         0 => DiskFault::Failing(server, random.random_range(0.0..0.1), 0.0),
         1 => DiskFault::Failing(server, 0.0, random.random_range(0.0..0.1)),
-        _ => DiskFault::Full(server),
+        _ => {
+            // Room for nothing at all, for upkeep, and none: the disk was filled by somebody else in one go.
+            let free = *pick(&[DISK_FREE_BYTES_MIN - 1, DISK_FREE_BYTES_MIN / 4 - 1, 0], random);
+            DiskFault::Full(server, free)
+        }
     };
     Some(Fault::Disk(fault))
 }
@@ -73,7 +77,7 @@ impl DiskFault {
             Self::Failing(server, reads, writes) => world.set_disk(server, |disk| {
                 (disk.read_fault, disk.write_fault) = (reads, writes);
             }),
-            Self::Full(server) => world.set_disk(server, |disk| disk.full = true),
+            Self::Full(server, free) => world.set_disk(server, |disk| disk.free = free),
         }
     }
 
@@ -82,7 +86,7 @@ impl DiskFault {
         match *self {
             Self::Copy => {}
             Self::Wipe(server) | Self::Restore(server) => world.start(server),
-            Self::Flip(server) => world.replace_disk(server),
+            Self::Flip(server) => world.start(server),
             Self::Slow(server, _) => {
                 world.set_disk(server, |disk| {
                     (disk.write_max, disk.flush_max) = (healthy.write_max, healthy.flush_max);
@@ -92,8 +96,8 @@ impl DiskFault {
                 world.set_disk(server, |disk| (disk.read_fault, disk.write_fault) = (0.0, 0.0));
                 world.restart_if_poisoned(server);
             }
-            Self::Full(server) => {
-                world.set_disk(server, |disk| disk.full = false);
+            Self::Full(server, _) => {
+                world.set_disk(server, |disk| disk.free = healthy.free);
                 world.restart_if_poisoned(server);
             }
         }

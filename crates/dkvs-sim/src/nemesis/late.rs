@@ -31,13 +31,12 @@ pub enum LateFault {
     Restart(Host),
 }
 
-/// A client asks the next server when one has been silent for this part of its timeout, or `SILENCE` if that is less.
+/// The client library asks the next server when one has been silent for this part of its timeout, at most.
 const SILENCE_SHARE: u32 = 4;
-const SILENCE: Duration = Duration::from_millis(250);
 
-/// How long that is.
+/// How long a client waits for a sign of life.
 fn patience(plan: &Plan) -> Duration {
-    (plan.timeout / SILENCE_SHARE).min(SILENCE)
+    (plan.timeout / SILENCE_SHARE).min(plan.silence_max())
 }
 
 /// In a run with late messages, one or more a second.

@@ -1,0 +1,202 @@
+//! Looks at a store without its server: is everything in it whole, and where it belongs?
+//!
+//! For operators, on a server that is stopped: after a disk has shown errors, after a restore, before an upgrade. It reads
+//! every entry and changes nothing.
+
+use std::fmt;
+
+use bytes::Bytes;
+use dkvs_core::position::Partition;
+use dkvs_storage::{Keyspace, ScanLimit, Store, StoreError};
+
+use crate::damage::{Damage, is_damage};
+use crate::identity;
+use crate::stored::{Stored, key_of, store_key};
+
+/// Entries read in one go.
+const PAGE: ScanLimit = ScanLimit { entries_max: 1_024, bytes_max: 4 << 20 };
+
+/// What a store holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Records that are whole.
+    pub records: u64,
+    /// Of these, those with a value.
+    pub keys: u64,
+    /// Of these, those with more than one.
+    pub keys_with_siblings: u64,
+    /// Of these, those that remember a deletion.
+    pub tombstones: u64,
+    /// Bytes of all entries.
+    pub bytes: u64,
+    /// Partitions that hold something.
+    pub partitions: u64,
+    /// The server's incarnation, and the first epoch it has not leased; `None` when it has none yet.
+    pub identity: Option<(u64, u32)>,
+    /// How much is wrong.
+    pub findings: u64,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// An entry cannot be read.
+    Damaged {
+        /// The key, as far as it is known.
+        key: Bytes,
+        /// Its partition.
+        partition: u16,
+        /// Why.
+        reason: String,
+    },
+    /// A record was found damaged by the server, and is not repaired yet.
+    Incomplete {
+        /// The key.
+        key: Bytes,
+        /// Its partition.
+        partition: u16,
+    },
+    /// A key lies in a partition that is not its own.
+    Misplaced {
+        /// The key.
+        key: Bytes,
+        /// Where it lies.
+        partition: u16,
+    },
+    /// A record names an epoch of this server beyond what it has leased: the lease is older than the record.
+    BeyondLease {
+        /// The key.
+        key: Bytes,
+        /// The epoch.
+        epoch: u32,
+    },
+    /// The server's identity cannot be read. It will draw a new one.
+    NoIdentity,
+    /// Part of the store cannot be read at all.
+    Unreadable {
+        /// The partition from which on.
+        partition: u16,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |key: &Bytes| format!("{:?}", String::from_utf8_lossy(key));
+        match self {
+            Self::Damaged { key, partition, reason } => {
+                write!(f, "partition {partition}, key {}: damaged: {reason}", text(key))
+            }
+            Self::Incomplete { key, partition } => {
+                write!(f, "partition {partition}, key {}: was damaged, not repaired yet", text(key))
+            }
+            Self::Misplaced { key, partition } => {
+                write!(f, "partition {partition}, key {}: belongs to another partition", text(key))
+            }
+            Self::BeyondLease { key, epoch } => {
+                write!(f, "key {}: names epoch {epoch}, which is beyond the lease", text(key))
+            }
+            Self::NoIdentity => write!(f, "the server's identity cannot be read; it will draw a new one"),
+            Self::Unreadable { partition, reason } => {
+                write!(f, "from partition {partition} on: cannot be read: {reason}")
+            }
+        }
+    }
+}
+
+/// Reads everything, and tells of each thing that is wrong.
+///
+/// # Errors
+/// When the store cannot be read for a reason other than damage.
+pub fn check(store: &impl Store, mut tell: impl FnMut(Finding)) -> Result<Summary, StoreError> {
+    let mut summary = Summary { identity: identity::stored(store)?, ..Summary::default() };
+    let mut findings = 0;
+    let mut found = |finding| {
+        findings += 1;
+        tell(finding);
+    };
+    let has_meta = !store.scan(Keyspace::Meta, None, ScanLimit { entries_max: 1, bytes_max: 1 })?.is_empty();
+    if has_meta && summary.identity.is_none() {
+        found(Finding::NoIdentity);
+    }
+    let mut after: Option<Bytes> = None;
+    let mut last_partition = None;
+    loop {
+        let page = match store.scan(Keyspace::Records, after.as_deref(), PAGE) {
+            Ok(page) => page,
+            Err(error) if is_damage(&error) => {
+                let partition = after.as_ref().map_or(0, partition_of);
+                found(Finding::Unreadable { partition, reason: error.to_string() });
+                let Some(next) = partition.checked_add(1) else { break };
+                after = Some(Bytes::copy_from_slice(&next.to_be_bytes()));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let Some((last, _)) = page.last() else { break };
+        after = Some(last.clone());
+        for (store_key, bytes) in &page {
+            let partition = partition_of(store_key);
+            if last_partition != Some(partition) {
+                last_partition = Some(partition);
+                summary.partitions += 1;
+            }
+            summary.bytes += (store_key.len() + bytes.len()) as u64;
+            check_entry(store_key, bytes, &mut summary, &mut found);
+        }
+    }
+    check_list(store, &mut found)?;
+    summary.findings = findings;
+    Ok(summary)
+}
+
+fn check_entry(place: &Bytes, bytes: &Bytes, summary: &mut Summary, found: &mut impl FnMut(Finding)) {
+    let partition = partition_of(place);
+    let key = key_of(place).unwrap_or_default();
+    let stored = match Stored::decode(bytes) {
+        Ok(stored) => stored,
+        Err(error) => return found(Finding::Damaged { key, partition, reason: error.to_string() }),
+    };
+    if Partition::of_key(&key).number() != partition {
+        found(Finding::Misplaced { key: key.clone(), partition });
+    }
+    if stored.is_incomplete {
+        return found(Finding::Incomplete { key, partition });
+    }
+    let ours = |incarnation| summary.identity.filter(|identity| identity.0 == incarnation);
+    let own = stored.own.and_then(|own| Some((own, ours(own.actor.incarnation)?)));
+    if let Some((own, (_, lease_end))) = own
+        && own.actor.epoch >= lease_end
+    {
+        found(Finding::BeyondLease { key, epoch: own.actor.epoch });
+    }
+    summary.records += 1;
+    if stored.is_live() {
+        summary.keys += 1;
+        summary.keys_with_siblings += u64::from(stored.record.values().len() > 1);
+    } else {
+        summary.tombstones += 1;
+    }
+}
+
+/// What is on the list of damaged records, but has no entry.
+fn check_list(store: &impl Store, found: &mut impl FnMut(Finding)) -> Result<(), StoreError> {
+    let mut after: Option<Bytes> = None;
+    loop {
+        let page = Damage::page(store, after.as_ref())?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        for place in &page {
+            let key = key_of(place).unwrap_or_default();
+            if store.get(Keyspace::Records, &store_key(&key)).is_ok_and(|entry| entry.is_none()) {
+                let reason = "it was found damaged, and its entry is gone".into();
+                found(Finding::Damaged { key, partition: partition_of(place), reason });
+            }
+        }
+    }
+}
+
+fn partition_of(place: &Bytes) -> u16 {
+    place.first_chunk().map_or(0, |number| u16::from_be_bytes(*number))
+}

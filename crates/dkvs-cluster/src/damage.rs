@@ -1,0 +1,118 @@
+//! Records that were found damaged here: put aside, and remembered until they are repaired.
+//!
+//! A record that cannot be read must not be taken for one that is not there: this server has acknowledged it, and quorums
+//! count on it. So its place is taken by an *incomplete* entry ([`Stored`](crate::stored)), which gathers what is written
+//! from then on and is not shown to reads; what was there is kept aside, in [`Keyspace::Meta`]:
+//!
+//! ```text
+//!   meta/"damaged/" and the store's key   the damaged bytes, as far as they could be read
+//! ```
+//! These entries are also the list of what is to be repaired ([`crate::mend`]), so that a restart forgets none. All of it
+//! happens in the commits of the one writer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use dkvs_storage::{Batch, Keyspace, ScanLimit, Store, StoreError};
+use tokio::sync::Notify;
+
+use crate::stored::key_of;
+
+const PREFIX: &[u8] = b"damaged/";
+
+/// Entries of the list that are looked at in one go.
+const PAGE: ScanLimit = ScanLimit { entries_max: 64, bytes_max: 1 << 20 };
+
+/// Whether an error says that what is on the disk is damaged, rather than that it cannot be read just now.
+pub(crate) fn is_damage(error: &StoreError) -> bool {
+    match error {
+        StoreError::Corrupt { .. } => true,
+        StoreError::Refused { .. }
+        | StoreError::Poisoned { .. }
+        | StoreError::Unknown { .. }
+        | StoreError::Closed
+        | StoreError::InUse { .. }
+        | StoreError::Io { .. } => false,
+    }
+}
+
+/// How much was found damaged.
+#[derive(Debug, Default)]
+pub(crate) struct Damage {
+    found: AtomicU64,
+    waiting: AtomicU64,
+    /// Something is there to be repaired, or has changed.
+    pub(crate) news: Notify,
+}
+
+impl Damage {
+    /// Counts what an earlier run has left.
+    pub(crate) fn open(store: &impl Store) -> Result<Self, StoreError> {
+        let damage = Self::default();
+        let mut after = None;
+        loop {
+            let keys = Self::page(store, after.as_ref())?;
+            let Some(last) = keys.last() else { return Ok(damage) };
+            damage.waiting.fetch_add(keys.len() as u64, Ordering::Relaxed);
+            after = Some(last.clone());
+        }
+    }
+
+    /// Records found damaged since the start.
+    pub(crate) fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// Records that are not repaired yet.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// A batch was committed that put so many damaged records aside, and repaired so many.
+    pub(crate) fn committed(&self, found: u64, mended: u64) {
+        self.found.fetch_add(found, Ordering::Relaxed);
+        self.waiting.fetch_add(found, Ordering::Relaxed);
+        self.waiting.fetch_sub(mended, Ordering::Relaxed);
+        if found > 0 {
+            self.news.notify_one();
+        }
+    }
+
+    /// The store's keys of records that are not repaired yet, in order, after one of them.
+    pub(crate) fn page(store: &impl Store, after: Option<&Bytes>) -> Result<Vec<Bytes>, StoreError> {
+        let after = after.map_or(Bytes::from_static(PREFIX), |store_key| place(store_key));
+        let page = store.scan(Keyspace::Meta, Some(&after), PAGE)?;
+        let ours = page.into_iter().map_while(|(place, _)| store_key_at(&place));
+        Ok(ours.collect())
+    }
+}
+
+/// Puts what was damaged aside.
+pub(crate) fn stage_found(batch: &mut Batch, store_key: &Bytes, remains: Bytes) {
+    batch.put(Keyspace::Meta, place(store_key), remains);
+}
+
+/// Forgets what was damaged.
+pub(crate) fn stage_mended(batch: &mut Batch, store_key: &Bytes) {
+    batch.delete(Keyspace::Meta, place(store_key));
+}
+
+/// What a log says of a damaged entry.
+pub(crate) fn tell(store_key: &Bytes, reason: &str) {
+    let partition = store_key.first_chunk().map(|number| u16::from_be_bytes(*number));
+    let key = key_of(store_key).unwrap_or_default();
+    tracing::error!(
+        partition,
+        key = format_args!("{:?}", String::from_utf8_lossy(&key)),
+        reason,
+        "a stored record is damaged: it is not shown to anybody, and will be repaired from the other owners"
+    );
+}
+
+fn place(store_key: &Bytes) -> Bytes {
+    [PREFIX, store_key].concat().into()
+}
+
+fn store_key_at(place: &Bytes) -> Option<Bytes> {
+    place.starts_with(PREFIX).then(|| place.slice(PREFIX.len()..))
+}
