@@ -80,7 +80,7 @@ impl Damage {
 
     /// The store's keys of records that are not repaired yet, in order, after one of them.
     pub(crate) fn page(store: &impl Store, after: Option<&Bytes>) -> Result<Vec<Bytes>, StoreError> {
-        let after = after.map_or(Bytes::from_static(PREFIX), |store_key| place(store_key));
+        let after = after.map_or(Bytes::from_static(PREFIX), place);
         let page = store.scan(Keyspace::Meta, Some(&after), PAGE)?;
         let ours = page.into_iter().map_while(|(place, _)| store_key_at(&place));
         Ok(ours.collect())

@@ -38,7 +38,10 @@ impl Scrub {
 
 /// Looks at all records, `bytes_per_s` of them in a second, and begins again after `pause`. Never, when that is 0.
 pub(crate) async fn run<T: Store>(replica: Replica<T>, bytes_per_s: u64, pause: Duration, done: Arc<Scrub>) {
-    while bytes_per_s > 0 {
+    if bytes_per_s == 0 {
+        return;
+    }
+    loop {
         let mut after: Option<Bytes> = None;
         loop {
             match replica.scrub(after.as_deref(), PAGE) {

@@ -17,7 +17,7 @@ use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanEntry, ScanPage};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Get, Put, PutBody, PutDone, Token};
-use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
+use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Request};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -332,7 +332,13 @@ async fn nobody_unproven_gets_more_bytes_than_it_sent() {
         put(1, ""),
         put(2, vec![0; 1_000]),
         Request::Client(ClientRequest::Get(get)),
-        Request::Replica(ReplicaRequest::Merge { ring, key: key.clone(), record: Record::new() }),
+        Request::Replica(ReplicaRequest::Merge {
+            ring,
+            key: key.clone(),
+            record: Record::new(),
+            durability: Durability::Memory,
+            cause: Cause::Upkeep,
+        }),
         Request::Replica(ReplicaRequest::Fetch { ring, key, known: Record::new().hash() }),
         Request::Admin(AdminRequest::Ring),
         Request::Admin(AdminRequest::Status),
