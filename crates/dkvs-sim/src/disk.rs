@@ -292,6 +292,16 @@ impl Platter {
         self.poison = None;
     }
 
+    /// Commits happen one after the other: one that is not answered when the next begins was left by its caller, and is
+    /// in all the same.
+    fn finish_abandoned(&mut self) {
+        let Self { journal, visible, .. } = self;
+        for pending in journal.iter_mut().filter(|pending| pending.answered.is_none()) {
+            pending.answered = Some(now());
+            apply(visible, &pending.batch);
+        }
+    }
+
     fn flush(&mut self) {
         for pending in self.journal.drain(..) {
             apply(&mut self.synced, &pending.batch);
@@ -365,6 +375,7 @@ impl SimStore {
         if platter.conditions.free == 0 {
             return Err(platter.poison("no space left on device"));
         }
+        platter.finish_abandoned();
         for (keyspace, key, value) in batch.writes() {
             if let (Keyspace::Records, Some(value)) = (keyspace, value)
                 && let Some((key, record)) = dkvs_cluster::decode_entry(key, value)
@@ -458,6 +469,7 @@ impl Store for SimStore {
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+        batch.check()?;
         let _turn = self.turn.lock().await;
         let delay = self.begin(&batch, durability)?;
         sleep(delay).await;

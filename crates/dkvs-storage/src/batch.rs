@@ -75,7 +75,10 @@ impl Batch {
     }
 
     /// The one home of what every store refuses.
-    pub(crate) fn check(&self) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`], with the entry at fault.
+    pub fn check(&self) -> Result<(), StoreError> {
         for (keyspace, key, value) in self.writes() {
             let name = keyspace.name();
             let key_len = key.len();

@@ -3,11 +3,25 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
 use bytes::Bytes;
+use dkvs_sim::{
+    disk::{Disk, SimStore},
+    trace::Trace,
+};
 use dkvs_storage::{
     Batch, Durability, FjallConfig, FjallStore, Keyspace, MemoryStore, ScanLimit, Store, StoreError,
 };
 use proptest::prelude::*;
-use std::{collections::BTreeMap, future::Future, sync::Arc, task::Context};
+use rand::{SeedableRng, rngs::StdRng};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Context,
+    time::Duration,
+};
 use tempfile::TempDir;
 
 use Keyspace::{Meta, Records};
@@ -28,6 +42,15 @@ fn fjall() -> Fixture<FjallStore> {
     let dir = tempfile::tempdir().unwrap();
     let store = FjallStore::open(&dir.path().join("store"), &FjallConfig::default()).unwrap();
     Fixture { store: Arc::new(store), _dir: Some(dir) }
+}
+
+/// A disk of the simulator, each time another: what it takes of its time is its seed's.
+fn simulated() -> Fixture<SimStore> {
+    static SEED: AtomicU64 = AtomicU64::new(0);
+    let random = StdRng::seed_from_u64(SEED.fetch_add(1, Ordering::Relaxed));
+    let (recorder, trace) = (Arc::default(), Arc::new(Trace::new(false)));
+    let (store, _) = Disk::new("disk", Duration::from_millis(50), random, recorder, trace).open();
+    Fixture { store: Arc::new(store), _dir: None }
 }
 
 fn put(keyspace: Keyspace, key: &str, value: &str) -> Batch {
@@ -249,7 +272,8 @@ fn any_write() -> impl Strategy<Value = Write> {
 
 fn behaves_like_a_sorted_map<S: Store>(open: impl Fn() -> Fixture<S>) {
     let batches = proptest::collection::vec(proptest::collection::vec(any_write(), 0..8), 0..12);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let limits = (0..20_usize, 0..200_usize);
     proptest!(ProptestConfig::with_cases(40), |(
         batches in batches,
@@ -336,4 +360,4 @@ macro_rules! suites {
     )* };
 }
 
-suites!(memory, fjall);
+suites!(memory, fjall, simulated);
