@@ -24,6 +24,8 @@ use tokio::time::Instant;
 
 pub mod processes;
 
+pub mod fleet;
+
 /// Long enough for anything that is not stuck, however busy the machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use dkvs_core::servers::{ServerList, parse};
 use dkvs_storage::sync_dir;
 
@@ -28,11 +28,19 @@ const HEADER: &str = "# The ring this data was written on, kept by dkvs-server.\
 /// The ring that was noted in `directory`, if any was.
 pub(crate) fn recall(directory: &Path) -> anyhow::Result<Option<ServerList>> {
     let path = directory.join(FILE);
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(parse(&text, &path.display().to_string())?)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
+    let shown = path.display();
+    let text = match fs::read(&path) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| anyhow!("{shown}: it is not text")),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {shown}")),
+    };
+    let servers = text.and_then(|text| Ok(parse(&text, &shown.to_string())?));
+    servers.map(Some).map_err(|error| {
+        anyhow!(
+            "{error:#}; this file is kept by dkvs-server, and is damaged: if the list of servers is still the one \
+             that the data was written on, remove the file"
+        )
+    })
 }
 
 /// Notes the ring in `directory`, which exists. A crash leaves the old note or the new one, and the new one once this
@@ -60,6 +68,18 @@ mod tests {
             let servers = parse(text, "test").unwrap();
             remember(directory.path(), &servers).unwrap();
             assert_eq!(recall(directory.path()).unwrap(), Some(servers));
+        }
+    }
+
+    #[test]
+    fn a_damaged_note_is_told_by_its_file_and_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE);
+        for damaged in [&b"127.0.0.1 x 2\n"[..], b"127.0.0.1 1 \xFF\n", b"\n"] {
+            fs::write(&path, damaged).unwrap();
+            let message = recall(directory.path()).unwrap_err().to_string();
+            assert!(message.starts_with(&path.display().to_string()), "{message}");
+            assert!(message.ends_with("remove the file"), "{message}");
         }
     }
 }

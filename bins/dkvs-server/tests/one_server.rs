@@ -302,15 +302,18 @@ fn a_data_directory_is_one_servers_and_of_a_known_format() {
             return error;
         }
     };
-    let owner =
-        format!("error: data directory data belongs to server \"127.0.0.1 {port}\", not to \"127.0.0.1 ");
+    let owner = format!(
+        "error: data directory data belongs to server \"127.0.0.1 {port}\" (says its file OWNER), not to \"127.0.0.1 "
+    );
     let error = refusal(directory.path());
     assert!(error.starts_with(&owner) && error.ends_with("give each server its own directory\n"), "{error}");
 
     fs::write(directory.path().join("data/FORMAT"), "999\n").unwrap();
     let error = refusal(directory.path());
     assert!(
-        error.starts_with("error: data directory data has format 999, and this dkvs-server knows"),
+        error.starts_with(
+            "error: data directory data has format 999 (says its file FORMAT), and this dkvs-server knows"
+        ),
         "{error}"
     );
     assert!(error.ends_with("start it with a newer dkvs-server\n"), "{error}");

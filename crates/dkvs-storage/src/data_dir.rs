@@ -73,7 +73,7 @@ pub enum DataDirError {
 
     /// Two servers must not share an identity or a directory: correct the configuration of one.
     #[error(
-        "data directory {} belongs to server \"{owner}\", not to \"{asked}\": \
+        "data directory {} belongs to server \"{owner}\" (says its file OWNER), not to \"{asked}\": \
          give each server its own directory",
         path.display()
     )]
@@ -108,7 +108,7 @@ pub enum DataDirError {
 
     /// No program of this line wrote it.
     #[error(
-        "data directory {} has format {found}, and this dkvs-server knows formats from {known} on: start with an \
+        "data directory {} has format {found} (says its file FORMAT), and this dkvs-server knows formats from {known} on: start with an \
          empty directory and let the other servers fill it",
         path.display()
     )]
@@ -123,7 +123,7 @@ pub enum DataDirError {
 
     /// A newer program wrote it: run that one.
     #[error(
-        "data directory {} has format {found}, and this dkvs-server knows formats up to {known}: \
+        "data directory {} has format {found} (says its file FORMAT), and this dkvs-server knows formats up to {known}: \
          start it with a newer dkvs-server",
         path.display()
     )]

@@ -23,9 +23,12 @@
 //!   another name and renamed.
 //! - A keyspace whose description is lost is dropped at open and would come back empty. Missing keyspaces of
 //!   an existing store are reported as damage.
+//! - Damage in journals and in the lists of tables is taken for what a crash leaves. [`fjall_check`] looks first.
 //! - A journal is cut at its first torn entry, as it should be. But if a power cut kept a later part of an
 //!   unsynced tail and lost an earlier one *inside a value*, the checksum fails and the open is refused as
 //!   [`StoreError::Corrupt`]. Commits with `Fsync` leave no unsynced tail of more than one group.
+//! - A compaction that meets a damaged block fails, and poisons the database: reads go on, writes do not, and
+//!   after the next start it is the same again as soon as the same tables are compacted.
 //!
 //! Keys and values are copied on the way in and out. On the way in on purpose: the engine keeps entries until
 //! a memtable is flushed, and a small value must not keep alive the large datagram it came in.
@@ -33,12 +36,14 @@
 use crate::{
     Batch, Durability, Health, Keyspace, ScanLimit, Store, StoreError,
     committer::{Committer, Engine},
+    fjall_check,
 };
 use bytes::Bytes;
 use fjall::{Database, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use std::{
     fs, io,
     ops::Bound,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -123,10 +128,10 @@ impl FjallStore {
         if is_missing_or_empty(dir).map_err(|e| StoreError::io("read", dir, e))? {
             create(dir, config)?;
         }
+        fjall_check::check(dir)?;
         let db = open_database(dir, config)?;
         if let Some(missing) = Keyspace::ALL.into_iter().find(|k| !db.keyspace_exists(k.name())) {
-            let detail = format!("keyspace {} is gone", missing.name()).into();
-            return Err(StoreError::Corrupt { what: "opening", path: dir.into(), detail });
+            return Err(corrupt(dir, format!("keyspace {} is gone", missing.name())));
         }
         let keyspaces = open_keyspaces(&db).map_err(|e| error("open", dir, e))?;
         let view = SharedView::default();
@@ -310,13 +315,27 @@ fn create(dir: &Path, config: &FjallConfig) -> Result<(), StoreError> {
 }
 
 fn open_database(dir: &Path, config: &FjallConfig) -> Result<Database, StoreError> {
-    Database::builder(dir)
+    let builder = Database::builder(dir)
         .worker_threads(WORKER_THREADS)
         .max_cached_files(Some(OPEN_FILES_MAX))
         .cache_size(config.cache_bytes_max)
-        .max_journaling_size(config.journal_bytes_max.max(FjallConfig::JOURNAL_BYTES))
-        .open()
-        .map_err(|e| error("open", dir, e))
+        .max_journaling_size(config.journal_bytes_max.max(FjallConfig::JOURNAL_BYTES));
+    // The engine asserts some of what it reads. Nothing of an attempt that failed is used again.
+    match catch_unwind(AssertUnwindSafe(|| builder.open())) {
+        Ok(Ok(db)) => Ok(db),
+        // With a database that is there, the system has no reason to lack what the engine looks for in it.
+        Ok(Err(fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e))))
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) =>
+        {
+            Err(corrupt(dir, e.to_string()))
+        }
+        Ok(Err(e)) => Err(error("open", dir, e)),
+        Err(_) => Err(corrupt(dir, "the engine panicked".into())),
+    }
+}
+
+fn corrupt(dir: &Path, detail: String) -> StoreError {
+    StoreError::Corrupt { what: "opening", path: dir.into(), detail: detail.into() }
 }
 
 fn open_keyspaces(db: &Database) -> fjall::Result<Keyspaces> {

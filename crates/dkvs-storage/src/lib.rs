@@ -33,6 +33,8 @@ mod memory;
 
 mod committer;
 
+mod fjall_check;
+
 mod fjall_store;
 
 mod data_dir;

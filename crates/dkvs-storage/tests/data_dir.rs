@@ -128,7 +128,7 @@ fn a_directory_of_another_server_is_refused_by_both_names() {
     assert_eq!(
         error.to_string(),
         format!(
-            "data directory {} belongs to server \"127.0.0.1 1234\", not to \"127.0.0.1 1235\": \
+            "data directory {} belongs to server \"127.0.0.1 1234\" (says its file OWNER), not to \"127.0.0.1 1235\": \
              give each server its own directory",
             path.display()
         )
@@ -172,7 +172,7 @@ fn a_newer_format_is_refused_with_both_versions_and_the_remedy() {
     assert_eq!(
         refusal(&path),
         format!(
-            "data directory {} has format 2, and this dkvs-server knows formats up to 1: \
+            "data directory {} has format 2 (says its file FORMAT), and this dkvs-server knows formats up to 1: \
              start it with a newer dkvs-server",
             path.display()
         )
@@ -187,7 +187,7 @@ fn a_format_older_than_any_is_refused_with_the_remedy() {
     assert_eq!(
         refusal(&path),
         format!(
-            "data directory {} has format 0, and this dkvs-server knows formats from 1 on: start with an empty \
+            "data directory {} has format 0 (says its file FORMAT), and this dkvs-server knows formats from 1 on: start with an empty \
              directory and let the other servers fill it",
             path.display()
         )
