@@ -200,3 +200,75 @@ fn check_list(store: &impl Store, found: &mut impl FnMut(Finding)) -> Result<(),
 fn partition_of(place: &Bytes) -> u16 {
     place.first_chunk().map_or(0, |number| u16::from_be_bytes(*number))
 }
+
+#[cfg(test)]
+mod tests {
+    use dkvs_core::record::Record;
+    use dkvs_core::version::{Actor, Dot};
+    use dkvs_storage::{Batch, Durability, MemoryStore, Start};
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::identity::Identity;
+
+    async fn put(store: &MemoryStore, keyspace: Keyspace, place: Bytes, bytes: Vec<u8>) {
+        let mut batch = Batch::new();
+        batch.put(keyspace, place, bytes);
+        store.commit(batch, Durability::Memory).await.unwrap();
+    }
+
+    fn stored(key: &[u8]) -> Stored {
+        Stored { record: Record::initial(key, Bytes::from_static(b"v")), ..Stored::default() }
+    }
+
+    fn findings(store: &MemoryStore) -> (Vec<Finding>, Summary) {
+        let mut findings = Vec::new();
+        let summary = check(store, |finding| findings.push(finding)).unwrap();
+        (findings, summary)
+    }
+
+    #[tokio::test]
+    async fn everything_that_is_wrong_is_found_and_nothing_else() {
+        let store = MemoryStore::new();
+        assert_eq!(findings(&store), (vec![], Summary::default()));
+        let identity = Identity::open(&store, Start::New, StdRng::seed_from_u64(1)).await.unwrap();
+        put(&store, Keyspace::Records, store_key(b"whole"), stored(b"whole").encode()).await;
+        let (none, summary) = findings(&store);
+        assert_eq!((none, summary.records, summary.keys, summary.partitions), (vec![], 1, 1, 1));
+
+        let mut damaged = stored(b"damaged").encode();
+        damaged[20] ^= 1;
+        put(&store, Keyspace::Records, store_key(b"damaged"), damaged).await;
+        let incomplete = Stored { is_incomplete: true, ..stored(b"incomplete") };
+        put(&store, Keyspace::Records, store_key(b"incomplete"), incomplete.encode()).await;
+        let mut elsewhere = store_key(b"misplaced").to_vec();
+        elsewhere[0] ^= 1;
+        put(&store, Keyspace::Records, elsewhere.into(), stored(b"misplaced").encode()).await;
+        let own = Dot { actor: Actor { incarnation: identity.incarnation(), epoch: 5_000 }, counter: 1 };
+        let beyond = Stored { own: Some(own), ..stored(b"beyond") };
+        put(&store, Keyspace::Records, store_key(b"beyond"), beyond.encode()).await;
+
+        let (found, summary) = findings(&store);
+        assert_eq!(summary.findings, 4);
+        let has =
+            |wanted: &dyn Fn(&Finding) -> bool| found.iter().filter(|finding| wanted(finding)).count() == 1;
+        assert!(has(&|finding| matches!(finding, Finding::Damaged { key, .. } if key == "damaged")));
+        assert!(has(&|finding| matches!(finding, Finding::Incomplete { key, .. } if key == "incomplete")));
+        assert!(has(&|finding| matches!(finding, Finding::Misplaced { key, .. } if key == "misplaced")));
+        assert!(has(&|finding| matches!(finding, Finding::BeyondLease { epoch: 5_000, .. })));
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_identity_and_a_lost_entry_are_found() {
+        let store = MemoryStore::new();
+        put(&store, Keyspace::Meta, Bytes::from_static(b"identity"), vec![2; 17]).await;
+        let mut batch = Batch::new();
+        crate::damage::stage_found(&mut batch, &store_key(b"lost"), Bytes::new());
+        store.commit(batch, Durability::Memory).await.unwrap();
+        let (found, _) = findings(&store);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(found[0], Finding::NoIdentity);
+        assert!(matches!(&found[1], Finding::Damaged { key, .. } if key == "lost"));
+    }
+}

@@ -1,0 +1,79 @@
+//! `dkvs-server check` on the data of a server that is stopped.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod support;
+
+use std::path::Path;
+
+use dkvs::Client;
+use dkvs_storage::{Batch, Durability, FjallConfig, FjallStore, Keyspace, ScanLimit, Store};
+use support::{Ended, start, up_on_free_port};
+
+/// Has the directory looked at, which ends without a banner.
+fn check(directory: &Path) -> Ended {
+    match start(directory, &["check", "--data-dir", "data"]) {
+        Err(ended) => ended,
+        Ok(process) => panic!("a check runs no server: {}", process.banner),
+    }
+}
+
+/// Flips a bit in a record, behind the server's and the engine's backs.
+async fn damage(directory: &Path) {
+    let store = FjallStore::open(&directory.join("data/store"), &FjallConfig::default()).unwrap();
+    let first = ScanLimit { entries_max: 1, bytes_max: 0 };
+    let (key, value) = store.scan(Keyspace::Records, None, first).unwrap().remove(0);
+    let mut value = value.to_vec();
+    value[30] ^= 1;
+    let mut batch = Batch::new();
+    batch.put(Keyspace::Records, key, value);
+    store.commit(batch, Durability::Fsync).await.unwrap();
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_check_tells_what_is_there_what_is_damaged_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (process, port) = up_on_free_port(directory, |port| {
+        ["127.0.0.1", &port.to_string(), "--data-dir", "data"].map(str::to_owned).to_vec()
+    });
+    let client = Client::connect(&format!("127.0.0.1:{port}")).await.unwrap();
+    client.put("color", "green").await.unwrap();
+    client.put("size", "XL").await.unwrap();
+    client.delete("size").await.unwrap();
+
+    let in_use = check(directory);
+    assert_eq!(in_use.status, Some(1));
+    assert!(in_use.stderr.contains("is in use"), "{in_use:?}");
+
+    assert_eq!(process.end_with("TERM").status, Some(0));
+    for _ in 0..2 {
+        let whole = check(directory);
+        assert_eq!(whole.status, Some(0), "{whole:?}");
+        for part in [
+            &format!("data of 127.0.0.1 {port}, stopped cleanly"),
+            "2: 1 with a value (0 with several), 1 deleted",
+            "nothing",
+        ] {
+            assert!(whole.stdout.contains(part), "{part:?} in {whole:?}");
+        }
+    }
+    assert!(directory.join("data/CLEAN").exists(), "a check does not make a clean directory an unclean one");
+
+    damage(directory).await;
+    let damaged = check(directory);
+    assert_eq!(damaged.status, Some(1), "{damaged:?}");
+    assert!(damaged.stdout.contains("not stopped cleanly, or copied"), "{damaged:?}");
+    assert!(damaged.stdout.contains("damaged: ") && damaged.stdout.contains("partition "), "{damaged:?}");
+    assert!(damaged.stdout.contains("wrong      1: start the server"), "{damaged:?}");
+}
+
+#[test]
+fn what_is_no_data_directory_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let ended = check(directory.path());
+    assert_eq!(ended.status, Some(1));
+    assert_eq!(ended.stderr, "error: data is not a DKVS data directory: it has no file FORMAT\n");
+}
