@@ -45,6 +45,9 @@ pub mod check;
 
 pub mod server;
 
+#[doc(hidden)]
+pub mod write_path;
+
 pub use clock::WallClock;
 pub use config::ServerConfig;
 pub use replica::{Replica, ReplicaError};

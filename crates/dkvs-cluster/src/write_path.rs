@@ -1,0 +1,59 @@
+//! A replica without a network, for benchmarks. Not part of the interface.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dkvs_core::record::{Body, OpId};
+use dkvs_net::Validity;
+use dkvs_storage::{Durability, Start, Store, StoreError};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::clock::{Clock, WallClock};
+use crate::replica::{QueueLimits, Replica, ReplicaError};
+
+/// What a put that this server coordinates goes through here before it is answered or sent. Clones share it.
+#[derive(Debug)]
+pub struct WritePath<T>(Replica<T>);
+
+impl<T> Clone for WritePath<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: Store> WritePath<T> {
+    /// Opens the records of a new `store`, with the limits that a server has by default.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn open(
+        store: T,
+        durability: Durability,
+        wall: WallClock,
+        seed: u64,
+    ) -> Result<Self, StoreError> {
+        let limits = QueueLimits { changes_max: 4_096, bytes_max: 256 << 20, batch_max: 1_024 };
+        let clock = Arc::new(Clock::new(wall, 60_000));
+        let random = StdRng::seed_from_u64(seed);
+        let replica = Replica::open(Arc::new(store), Start::New, durability, limits, clock, random).await?;
+        Ok(Self(replica))
+    }
+
+    /// Makes the event of a put without a context, and returns when it is durable.
+    ///
+    /// # Errors
+    /// When the event was refused or the store failed.
+    pub async fn put(&self, key: Bytes, value: Bytes, op: OpId) -> Result<(), ReplicaError> {
+        let event = self.0.event(key, None, op, Body::Value(value), Validity::unlimited());
+        event.await.map(drop)
+    }
+
+    /// Stops the writer and closes the store.
+    ///
+    /// # Errors
+    /// When the store cannot promise that everything is on disk.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.0.close().await
+    }
+}
