@@ -25,7 +25,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dkvs_cluster::write_path::WritePath;
 use dkvs_core::record::OpId;
-use dkvs_storage::{Batch, Durability, FjallConfig, FjallStore, Keyspace, ScanLimit, Store, StoreError};
+use dkvs_storage::{
+    Batch, Durability, FjallConfig, FjallStore, Health, Keyspace, ScanLimit, Start, Store, StoreError,
+};
 use fjall::{Database, KeyspaceCreateOptions, PersistMode};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -90,6 +92,10 @@ impl Store for Counting {
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
         self.counts.add(&batch);
         self.store.commit(batch, durability).await
+    }
+
+    fn health(&self) -> Health {
+        self.store.health()
     }
 
     async fn close(&self) -> Result<(), StoreError> {
@@ -157,7 +163,7 @@ impl Server {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         });
-        let path = runtime.block_on(WritePath::open(store, durability, wall, 1))?;
+        let path = runtime.block_on(WritePath::open(store, Start::New, durability, wall, 1))?;
         Ok(Self { runtime, path, counts, next: Arc::default() })
     }
 

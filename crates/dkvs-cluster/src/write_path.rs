@@ -1,16 +1,17 @@
-//! A replica without a network, for benchmarks. Not part of the interface.
+//! A replica without a network, for benchmarks and for tests on bad disks. Not part of the interface.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dkvs_core::record::{Body, OpId};
 use dkvs_net::Validity;
+use dkvs_proto::message::Durability as Asked;
 use dkvs_storage::{Durability, Start, Store, StoreError};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::clock::{Clock, WallClock};
-use crate::replica::{QueueLimits, Replica, ReplicaError};
+use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError};
 
 /// What a put that this server coordinates goes through here before it is answered or sent. Clones share it.
 #[derive(Debug)]
@@ -23,12 +24,13 @@ impl<T> Clone for WritePath<T> {
 }
 
 impl<T: Store> WritePath<T> {
-    /// Opens the records of a new `store`, with the limits that a server has by default.
+    /// Opens the records of a `store` whose last use ended as `start` says, with the limits that a server has by default.
     ///
     /// # Errors
     /// When the store cannot be read or written.
     pub async fn open(
         store: T,
+        start: Start,
         durability: Durability,
         wall: WallClock,
         seed: u64,
@@ -36,7 +38,9 @@ impl<T: Store> WritePath<T> {
         let limits = QueueLimits { changes_max: 4_096, bytes_max: 256 << 20, batch_max: 1_024 };
         let clock = Arc::new(Clock::new(wall, 60_000));
         let random = StdRng::seed_from_u64(seed);
-        let replica = Replica::open(Arc::new(store), Start::New, durability, limits, clock, random).await?;
+        let config =
+            ReplicaConfig { durability, limits, data_dir: String::new(), disk_free_bytes_min: 1 << 20 };
+        let replica = Replica::open(Arc::new(store), start, config, clock, random).await?;
         Ok(Self(replica))
     }
 
@@ -45,8 +49,21 @@ impl<T: Store> WritePath<T> {
     /// # Errors
     /// When the event was refused or the store failed.
     pub async fn put(&self, key: Bytes, value: Bytes, op: OpId) -> Result<(), ReplicaError> {
-        let event = self.0.event(key, None, op, Body::Value(value), Validity::unlimited());
+        let body = Body::Value(value);
+        let event = self.0.event(key, None, op, body, Validity::unlimited(), Asked::Memory);
         event.await.map(drop)
+    }
+
+    /// The latest value; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the record is damaged or the store failed.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReplicaError> {
+        let record = self.0.fetch(key)?;
+        Ok(record.winner().and_then(|winner| match &winner.write.body {
+            Body::Value(value) => Some(value.clone()),
+            Body::Tombstone => None,
+        }))
     }
 
     /// Stops the writer and closes the store.

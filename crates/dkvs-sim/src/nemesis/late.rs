@@ -34,9 +34,17 @@ pub enum LateFault {
 /// The client library asks the next server when one has been silent for this part of its timeout, at most.
 const SILENCE_SHARE: u32 = 4;
 
+/// Nothing is late for longer: soon after all faults have ended, nothing must linger.
+const LATE_MAX: Duration = Duration::from_secs(2);
+
 /// How long a client waits for a sign of life.
 fn patience(plan: &Plan) -> Duration {
     (plan.timeout / SILENCE_SHARE).min(plan.silence_max())
+}
+
+/// So many times a client's patience, at random.
+fn patience_times(times: std::ops::Range<f64>, plan: &Plan, random: &mut StdRng) -> Duration {
+    patience(plan).mul_f64(random.random_range(times)).min(LATE_MAX)
 }
 
 /// In a run with late messages, one or more a second.
@@ -69,7 +77,7 @@ fn strike(at: Duration, fault: LateFault) -> Strike {
 
 /// A client's requests arrive when it has asked another server.
 fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
-    let lasts = patience(plan).mul_f64(random.random_range(1.0..8.0));
+    let lasts = patience_times(1.0..8.0, plan, random);
     let client = client(plan, random);
     // Long values go by stream, which only a clogged link holds up, both ways.
     let is_clogged = random.random_bool(0.4);
@@ -82,8 +90,8 @@ fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
 
 /// A put waits in a server for the disk, whose client hears nothing and asks another server.
 fn stuck(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
-    let lasts = patience(plan).mul_f64(random.random_range(2.0..8.0));
-    let slow = Strike { at, lasts, fault: Fault::Disk(DiskFault::Slow(server, lasts * 2)) };
+    let lasts = patience_times(2.0..8.0, plan, random);
+    let slow = Strike { at, lasts, fault: Fault::Disk(DiskFault::Slow(server, (lasts * 2).min(LATE_MAX))) };
     let clients = usize::from(plan.servers)..usize::from(plan.servers + plan.client_hosts);
     let deaf = clients.map(|client| strike(at, LateFault::HeldUp(server, client, lasts)));
     std::iter::once(slow).chain(deaf).collect()
@@ -96,7 +104,7 @@ fn between(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
     let mut some = |most: Duration| most.mul_f64(random.random_range(0.0..1.0));
     let restart = at + some(patience(plan));
     let answered = restart + some(round_trip * 4);
-    let arrives = answered + some(plan.timeout);
+    let arrives = answered + some(plan.timeout.min(LATE_MAX));
     vec![
         strike(at, LateFault::HeldUp(server, client, answered - at)),
         strike(restart, LateFault::HeldUp(server, client, Duration::ZERO)),
