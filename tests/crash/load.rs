@@ -89,8 +89,11 @@ impl Board {
 /// The value of a put. It says whose it is, and every byte of it follows from that.
 pub(crate) fn value(key: &str, put: Put) -> Bytes {
     let mut random = StdRng::seed_from_u64(put);
-    let len =
-        if random.random_bool(0.15) { random.random_range(0..VALUE_LEN_MAX) } else { put as usize % 90 };
+    let len = if random.random_bool(0.15) {
+        random.random_range(0..VALUE_LEN_MAX)
+    } else {
+        random.random_range(0..90)
+    };
     let mut value = format!("{put} {key} ").into_bytes();
     let filling = (0..len).map(|_| random.random::<u8>());
     value.extend(filling);

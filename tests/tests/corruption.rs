@@ -29,7 +29,7 @@ const DAMAGED: usize = 0;
 /// The one that misses some writes.
 const LAGGING: usize = 2;
 /// Damaged places of each kind of file.
-const PLACES: usize = 5;
+const PLACES: usize = 8;
 /// When the engine makes a table: early, so that little data makes many.
 const TABLE_BYTES: u64 = 64 * 1024;
 /// Keys that are in tables by the time the servers stop, and keys that only two servers have the latest value of.

@@ -26,7 +26,7 @@
 
 use crate::StoreError;
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
@@ -46,8 +46,13 @@ const TRAILER_LEN: u64 = 4 + 1 + 1 + 16 + 8 + 8;
 const TRAILER_HEAD: &[u8] = b"SFA!\x01\x00";
 const LIST_MAGIC: &[u8] = b"TOC!";
 
-/// Checks a database that is not open.
+/// Checks a database. One that is open elsewhere is being written to, and refused.
 pub(crate) fn check(dir: &Path) -> Result<(), StoreError> {
+    // The engine's own lock. Where it cannot be had for another reason, the engine says so.
+    let lock = File::open(dir.join("lock"));
+    if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().ok().map(File::try_lock) {
+        return Err(StoreError::InUse { path: dir.into() });
+    }
     check_keyspaces(&dir.join("keyspaces"))?;
     check_journals(dir)
 }
@@ -57,10 +62,11 @@ fn damaged(path: &Path, detail: impl Into<String>) -> StoreError {
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |error| match error.kind() {
-        ErrorKind::NotFound => damaged(path, "it is gone"),
-        ErrorKind::UnexpectedEof => damaged(path, "it is cut short"),
-        _ => StoreError::io("read", path, error),
+    move |error| {
+        if error.kind() == ErrorKind::NotFound {
+            return damaged(path, "it is gone");
+        }
+        StoreError::io("read", path, error)
     }
 }
 
@@ -204,10 +210,7 @@ enum Stop {
 
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::UnexpectedEof => Self::CutShort,
-            _ => Self::Io(error),
-        }
+        if error.kind() == ErrorKind::UnexpectedEof { Self::CutShort } else { Self::Io(error) }
     }
 }
 

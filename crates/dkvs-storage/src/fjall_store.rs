@@ -351,7 +351,9 @@ fn error(what: &'static str, dir: &Path, error: fjall::Error) -> StoreError {
         return StoreError::io(what, dir, e);
     }
     if let Error::Poisoned = error {
-        return StoreError::Poisoned { reason: "a flush in the background failed".into() };
+        let reason = "a flush or compaction in the background failed, for lack of room or because a file is damaged; \
+                      the log says more";
+        return StoreError::Poisoned { reason: reason.into() };
     }
     if let Error::Locked = error {
         return StoreError::InUse { path: dir.into() };

@@ -159,3 +159,42 @@ async fn a_flipped_bit_in_any_file_never_makes_a_wrong_answer() {
         println!("{}: {noticed} of {} noticed", file.display(), places.len());
     }
 }
+
+/// What to expect of the engine: whoever repairs records has to know that their table stays damaged.
+#[tokio::test]
+async fn a_compaction_that_meets_damage_stops_writes_for_good_but_not_reads() {
+    let (dir, content) = closed_store().await;
+    for table in files(dir.path()).iter().filter(|file| file.starts_with("keyspaces/1/tables")) {
+        let path = dir.path().join(table);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    for start in ["first", "second"] {
+        let store = open(dir.path()).unwrap();
+        let mut refused = None;
+        for i in 0..2_000_u32 {
+            let mut batch = Batch::new();
+            batch.put(Keyspace::Records, format!("key {}", i % 150), format!("new {start} {i} ").repeat(60));
+            if let Err(error) = store.commit(batch, Durability::Memory).await {
+                refused = Some((i, error));
+                break;
+            }
+        }
+        let (i, refused) = refused.expect("compactions read all tables in time");
+        println!("{start} start, write {i}: {refused}");
+        assert!(matches!(refused, StoreError::Unknown { .. } | StoreError::Poisoned { .. }), "{refused}");
+        let mut right = 0;
+        for (keyspace, key) in content.keys() {
+            match store.get(*keyspace, key) {
+                Ok(Some(_)) => right += 1,
+                Ok(None) => panic!("{key:?} is gone"),
+                Err(error) => assert!(matches!(error, StoreError::Corrupt { .. }), "{error}"),
+            }
+        }
+        println!("{right} of {} can be read", content.len());
+        assert!(right > content.len() / 2);
+        assert!(store.close().await.is_err(), "not a clean stop");
+    }
+}
