@@ -344,7 +344,8 @@ fn scarcity(usual: &EndpointConfig, random: &mut StdRng) -> Option<Scarcity> {
         calls_max: limit(&[8, 16], usual.calls_max),
         requests_max: limit(&[1, 2, 4], usual.requests_max),
         outbox_len_max: limit(&[1, 2, 8], usual.outbox_len_max),
-        sessions_max: limit(&[4, 8], usual.sessions_max),
+        // Fewer than there are processes would leave some without one for good.
+        sessions_max: limit(&[14, 20], usual.sessions_max),
         streams_max: limit(&[1, 2, 4], usual.streams_max),
         stream_bytes_max: limit(&[16 << 10], usual.stream_bytes_max),
         // A kept connection takes a place until it has been idle for so long.

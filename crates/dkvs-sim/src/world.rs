@@ -261,10 +261,19 @@ impl World {
         self.sim.is_host_running(self.shared.ips[server])
     }
 
+    /// Ends a server's program. Its streams end without a word: tokio drops tasks in an order that depends on how many there
+    /// were in the whole process before, and so would be what their ends say, and when it arrives.
+    fn crash(&mut self, server: Host) {
+        let others = self.others(server);
+        others.iter().for_each(|&other| self.cut(server, other));
+        self.sim.crash(self.shared.ips[server]);
+        others.iter().for_each(|&other| self.mend(server, other));
+    }
+
     /// Kills a server's process.
     pub(crate) fn kill(&mut self, server: Host) {
         if self.is_up(server) {
-            self.sim.crash(self.shared.ips[server]);
+            self.crash(server);
             self.shared.servers[server].disk.kill();
         }
     }
@@ -276,7 +285,7 @@ impl World {
             return self.kill(server);
         }
         if self.is_up(server) {
-            self.sim.crash(self.shared.ips[server]);
+            self.crash(server);
         }
         let at = self.now();
         if self.shared.servers[server].disk.cut_power(at) {
