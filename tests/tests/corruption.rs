@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dkvs::{Client, ClientConfig, Error};
+use dkvs::{Client, ClientConfig};
 use dkvs_storage::{DataDir, Keyspace};
 use dkvs_tests::fleet::{Fleet, RunDirectory};
 use dkvs_tests::processes::release_binary;
@@ -39,8 +39,6 @@ const RECENT_PER_CASE: usize = 4;
 const LAST: usize = 10;
 /// Keys of [`KEYS`] that are read after each start.
 const SAMPLE: usize = 60;
-/// How long a damaged server is given to repair a record before its refusal stands.
-const GRACE: Duration = Duration::from_secs(2);
 const KEYS_AT_ONCE: usize = 16;
 
 /// A key, and its value unless it was deleted.
@@ -216,12 +214,12 @@ impl World {
             Ok(()) => {
                 // First what it says alone, before any other request can repair it.
                 let alone: Vec<Entry> = sample.iter().cloned().chain(self.last.clone()).collect();
-                read(&self.damaged, &alone, 1, damaged_server_may_refuse, what).await;
-                read(&self.damaged, &recent, 2, damaged_server_may_refuse, what).await;
+                read(&self.damaged, &alone, 1, what).await;
+                read(&self.damaged, &recent, 2, what).await;
             }
             Err(status) => check_refusal(status.code(), fleet, log_start, what),
         }
-        read(&self.beside, &[sample, recent].concat(), 2, |_| false, what).await;
+        read(&self.beside, &[sample, recent].concat(), 2, what).await;
         let log = fleet.log_since(DAMAGED, log_start);
         assert!(!log.contains("panicked"), "{what}: {log}");
         if let Some(status) = fleet.ended(DAMAGED) {
@@ -229,15 +227,6 @@ impl World {
         }
         fleet.kill(&[DAMAGED]);
         status.is_ok()
-    }
-}
-
-/// **To be tightened** once damaged records are repaired from the other owners: what a damaged server may answer instead
-/// of the right value, after [`GRACE`]. A refusal that says so, for now; never a wrong value.
-fn damaged_server_may_refuse(error: &Error) -> bool {
-    match error {
-        Error::Refused { .. } | Error::Unavailable(_) => true,
-        Error::Usage(_) | Error::Connect { .. } | Error::WrongRing { .. } | Error::Unknown(_) => false,
     }
 }
 
@@ -255,14 +244,8 @@ fn check_refusal(code: Option<i32>, fleet: &Fleet, log_start: u64, what: &str) {
     assert!(!log.contains("backtrace"), "{what}: {log}");
 }
 
-/// Reads keys until they are answered, or refused as they may be.
-async fn read(
-    client: &Client,
-    expected: &[Entry],
-    r: usize,
-    may_refuse: impl Fn(&Error) -> bool + Copy,
-    what: &str,
-) {
+/// Reads keys until they are answered: what is damaged is refused until it is repaired.
+async fn read(client: &Client, expected: &[Entry], r: usize, what: &str) {
     let reads = expected.iter().map(|(key, value)| async move {
         let start = Instant::now();
         loop {
@@ -273,7 +256,6 @@ async fn read(
                     assert!(found == expected, "{what}: {key:?} with r = {r} is {found:?}, not {expected:?}");
                     return;
                 }
-                Err(error) if may_refuse(&error) && start.elapsed() > GRACE => return,
                 Err(error) => assert!(start.elapsed() < dkvs_tests::PATIENCE, "{what}: {key:?}: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
