@@ -15,9 +15,9 @@
 //!
 //! What it leaves out: the network, the coordinator, and records that exist: every put is of a new key.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -37,6 +37,9 @@ const WRITERS: [usize; 4] = [1, 8, 64, 512];
 const ROUNDS: usize = 7;
 /// How long each of the three runs in a round.
 const PHASE: Duration = Duration::from_millis(1_500);
+/// How long the process is watched for being idle before a phase, and how often at most.
+const SETTLE_STEP: Duration = Duration::from_millis(50);
+const SETTLE_STEPS_MAX: usize = 40;
 const VALUE: &[u8] = &[b'v'; 100];
 /// What the disk is asked to append: about a page of journal.
 const APPEND: &[u8] = &[b'a'; 4_096];
@@ -142,6 +145,17 @@ impl Begin {
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::try_from(time).unwrap_or_default()
+}
+
+/// Waits until the engines have done most of what they do in the background, which is not the next phase's to pay.
+fn settle() {
+    for _ in 0..SETTLE_STEPS_MAX {
+        let before = cpu_time();
+        std::thread::sleep(SETTLE_STEP);
+        if cpu_time().saturating_sub(before) < SETTLE_STEP / 20 {
+            return;
+        }
+    }
 }
 
 /// The server's side: a write path that stays open over all rounds.
@@ -321,26 +335,24 @@ fn main() -> Result<(), AnyError> {
         return Ok(());
     }
     // Beside the build, on a disk; what the system calls temporary may be in memory.
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("storage_path");
-    if dir.try_exists()? {
-        fs::remove_dir_all(&dir)?;
-    }
-    fs::create_dir_all(&dir)?;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let chosen: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
     let writers = if chosen.is_empty() { WRITERS.to_vec() } else { chosen };
     let (durability, persist) = match std::env::args().any(|argument| argument == "memory") {
         true => (Durability::Memory, PersistMode::Buffer),
         false => (Durability::Fsync, PersistMode::SyncData),
     };
-    let server = Server::open(&dir.join("server"), durability)?;
-    let mut engine = Engine::open(&dir.join("engine"), persist)?;
-    let mut file = File::create(dir.join("append"))?;
+    let server = Server::open(&dir.path().join("server"), durability)?;
+    let mut engine = Engine::open(&dir.path().join("engine"), persist)?;
+    let mut file = File::create(dir.path().join("append"))?;
 
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let mut rows = Vec::new();
         for &writers in &writers {
+            settle();
             let (served, batch_len, entry_len) = server.run(writers)?;
+            settle();
             let engine = engine.run(batch_len, entry_len)?;
             rows.push(Row { batch_len, server: served, engine, disk: sync(&mut file)? });
         }
@@ -350,6 +362,5 @@ fn main() -> Result<(), AnyError> {
 
     server.runtime.block_on(server.path.close())?;
     drop(engine);
-    fs::remove_dir_all(&dir)?;
-    Ok(())
+    Ok(dir.close()?)
 }
