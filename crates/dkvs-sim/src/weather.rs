@@ -120,6 +120,8 @@ struct Late {
     until: Micros,
     /// Whether it begins only with the next datagram the other way.
     once_spoken_to: bool,
+    /// Whether it also arrives at once.
+    echoes: bool,
 }
 
 /// One copy of a datagram on its way.
@@ -173,26 +175,32 @@ impl Weather {
 
     /// What is sent from one host to another before this moment arrives after it.
     pub fn late_until(&self, from: IpAddr, to: IpAddr, until: Micros) {
-        self.state().late.insert((from, to), Late { until, once_spoken_to: false });
+        self.state().late.insert((from, to), Late { until, once_spoken_to: false, echoes: false });
     }
 
-    /// The same, from the next datagram on that is sent the other way.
+    /// What is sent from one host to another before this moment arrives at once, and a copy of it after the moment.
+    pub fn echo_until(&self, from: IpAddr, to: IpAddr, until: Micros) {
+        self.state().late.insert((from, to), Late { until, once_spoken_to: false, echoes: true });
+    }
+
+    /// The same as [`Weather::late_until`], from the next datagram on that is sent the other way.
     pub fn late_once_spoken_to(&self, from: IpAddr, to: IpAddr, until: Micros) {
-        self.state().late.insert((from, to), Late { until, once_spoken_to: true });
+        self.state().late.insert((from, to), Late { until, once_spoken_to: true, echoes: false });
     }
 
     /// What becomes of a datagram sent now: no copy, one, or two.
     pub(crate) fn fate(&self, now: Micros, from: IpAddr, to: IpAddr, bytes: &[u8]) -> Vec<Flight> {
         let mut state = self.state();
         let conditions = state.between(from, to);
-        let late = state.lateness(now, from, to);
+        let (late, echoes) = state.lateness(now, from, to);
         let random = &mut state.random;
         if random.random_bool(conditions.loss) {
             return Vec::new();
         }
-        let copies = 1 + usize::from(random.random_bool(conditions.duplication));
-        let flight = |_| Flight {
-            delay: Duration::from_micros(late)
+        let copies = 1 + usize::from(random.random_bool(conditions.duplication)) + usize::from(echoes);
+        let lateness = |copy| if echoes && copy > 0 { Duration::ZERO } else { Duration::from_micros(late) };
+        let flight = |copy| Flight {
+            delay: lateness(copy)
                 + if random.random_bool(conditions.delay) {
                     conditions.delay_max.mul_f64(random.random_range(0.0..1.0))
                 } else {
@@ -224,12 +232,13 @@ impl Weather {
 }
 
 impl State {
-    fn lateness(&mut self, now: Micros, from: IpAddr, to: IpAddr) -> Micros {
+    /// By how much a datagram sent now is late, and whether only one copy of it is.
+    fn lateness(&mut self, now: Micros, from: IpAddr, to: IpAddr) -> (Micros, bool) {
         if let Some(other_way) = self.late.get_mut(&(to, from)) {
             other_way.once_spoken_to = false;
         }
-        let late = self.late.get(&(from, to)).filter(|late| !late.once_spoken_to);
-        late.map_or(0, |late| late.until.saturating_sub(now))
+        let late = self.late.get(&(from, to)).filter(|late| !late.once_spoken_to && late.until > now);
+        late.map_or((0, false), |late| (late.until - now, late.echoes))
     }
 
     fn between(&self, from: IpAddr, to: IpAddr) -> Conditions {
@@ -332,6 +341,11 @@ mod tests {
         assert_eq!(delay(1_000, A, B), Duration::ZERO);
         assert_eq!(delay(200, B, A), Duration::ZERO);
         assert_eq!(delay(200, A, C), Duration::ZERO);
+        weather.echo_until(C, A, 900);
+        let mut copies = weather.fate(200, C, A, &[7]);
+        copies.sort_by_key(|flight| flight.delay);
+        assert_eq!([copies[0].delay, copies[1].delay], [Duration::ZERO, Duration::from_micros(700)]);
+        assert_eq!(weather.fate(900, C, A, &[7]).len(), 1);
         weather.late_once_spoken_to(B, C, 900);
         assert_eq!(delay(200, B, C), Duration::ZERO);
         assert_eq!(delay(200, C, B), Duration::ZERO);

@@ -183,7 +183,13 @@ impl World {
         self.shared.weather.late_until(self.shared.ips[from], self.shared.ips[to], until);
     }
 
-    /// The same, from the next datagram on that is sent the other way.
+    /// What is sent from one machine to another in the next while arrives at once, and a copy of it at its end.
+    pub(crate) fn echo(&mut self, from: Host, to: Host, lasts: Duration) {
+        let until = self.now() + micros(lasts);
+        self.shared.weather.echo_until(self.shared.ips[from], self.shared.ips[to], until);
+    }
+
+    /// The same as [`World::late`], from the next datagram on that is sent the other way.
     pub(crate) fn late_once_spoken_to(&mut self, from: Host, to: Host, lasts: Duration) {
         let until = self.now() + micros(lasts);
         self.shared.weather.late_once_spoken_to(self.shared.ips[from], self.shared.ips[to], until);

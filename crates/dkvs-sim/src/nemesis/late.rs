@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   held up   client ──put─────────────────────────> arrives       the client asks another server meanwhile
+//!   echoed    client ──put──> refused, or done ────> arrives again   the client asks another server meanwhile
 //!   stuck     client ──put──> server ── disk ───────> begun         the client asks another server meanwhile
 //!   between   client ──put──> server ─ answer ─────────> arrives
 //!                               restart ── "who are you?" ──> client ──put again──────────> arrives
@@ -25,7 +26,9 @@ use crate::world::World;
 pub enum LateFault {
     /// For so long, what the first machine sends to the second arrives only at the end.
     HeldUp(Host, Host, Duration),
-    /// The same, from the next datagram on that the second sends to the first.
+    /// For so long, what the first machine sends to the second arrives at once, and a copy of it at the end.
+    Echoed(Host, Host, Duration),
+    /// As `HeldUp`, from the next datagram on that the second sends to the first.
     HeldUpOnceSpokenTo(Host, Host, Duration),
     /// This server is killed and started at once.
     Restart(Host),
@@ -58,7 +61,8 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
         at += Duration::from_millis(1_500).mul_f64(random.random_range(0.0..1.0));
         let server = server(plan, random);
         strikes.extend(match random.random_range(0..5) {
-            0 | 1 => held_up(plan, server, at, random),
+            0 => held_up(plan, server, at, random),
+            1 => echoed(plan, server, at, random),
             2 | 3 => between(plan, server, at, random),
             _ => stuck(plan, server, at, random),
         });
@@ -86,6 +90,12 @@ fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
     } else {
         strike(at, LateFault::HeldUp(client, server, lasts))
     }]
+}
+
+/// A client's requests arrive once more when it has asked another server.
+fn echoed(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let lasts = patience_times(1.0..8.0, plan, random);
+    vec![strike(at, LateFault::Echoed(client(plan, random), server, lasts))]
 }
 
 /// A put waits in a server for the disk, whose client hears nothing and asks another server.
@@ -118,6 +128,7 @@ impl LateFault {
     pub(super) fn start(&self, world: &mut World) -> bool {
         match *self {
             Self::HeldUp(from, to, lasts) => world.late(from, to, lasts),
+            Self::Echoed(from, to, lasts) => world.echo(from, to, lasts),
             Self::HeldUpOnceSpokenTo(from, to, lasts) => world.late_once_spoken_to(from, to, lasts),
             Self::Restart(server) => world.restart(server),
         }
