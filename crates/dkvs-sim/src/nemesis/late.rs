@@ -92,9 +92,9 @@ fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
     }]
 }
 
-/// A client's requests arrive once more when it has asked another server.
+/// A client's requests arrive once more when it has asked another server: some before they expire, some after.
 fn echoed(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
-    let lasts = patience_times(1.0..8.0, plan, random);
+    let lasts = patience_times(0.1..1.5, plan, random);
     vec![strike(at, LateFault::Echoed(client(plan, random), server, lasts))]
 }
 
