@@ -10,7 +10,7 @@
 //! - [`Replica`] holds records. One writer applies all changes, in batches, and answers when they are durable.
 //! - [`Coordinator`](crate) drives one request over the owners of a key, through the folds of `dkvs_core::quorum`.
 //! - `scrub` reads all records, slowly, in search of damage; `mend` repairs what was found from the other owners.
-//! - [`check`](crate::check) looks at a store without a server.
+//! - [`check`] looks at a store without a server.
 //! - [`Server`] wires them to a port and starts and stops them.
 //!
 //! Invariant: nothing leaves a server (an acknowledgement, a dot, a record) before the commit that holds it is as

@@ -6,7 +6,7 @@
 //! One direction of a link can also be late: everything sent there arrives at one moment, while the other direction, and
 //! the sender's other links, are as they were. So a request arrives when its sender has long gone elsewhere.
 //!
-//! What is delayed waits in the network, in its receiver's [`Inbox`], and not with its sender: it arrives although its
+//! What is delayed waits in the network, in its receiver's `Inbox`, and not with its sender: it arrives although its
 //! sender has been killed, and reaches the process that listens there by then.
 //!
 //! Streams are only damaged: TCP repairs loss and order itself, but its 16-bit checksum lets damage through.
