@@ -24,7 +24,9 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// The server whose disk is small.
 pub(crate) const SMALL: usize = SERVERS - 1;
 /// Its size in MiB, for a short run; a longer run writes more.
-const SMALL_MIB: u64 = 192;
+const SMALL_MIB: u64 = 256;
+/// What every server is told: less than usual is to be free, as the small disk has no more when it is empty.
+const SETTINGS: &str = "disk_free_bytes_min = 67108864\n";
 
 /// All servers of the ring.
 pub(crate) struct Servers {
@@ -48,6 +50,7 @@ impl Servers {
         let line = |server| format!("{} {PORT} {NODES}\n", Place::Server(server).ip());
         let lines: String = (0..SERVERS).map(line).collect();
         fs::write(plan.directory.join("servers.txt"), lines).expect("the run's directory can be written");
+        fs::write(plan.directory.join("dkvs.toml"), SETTINGS).expect("the run's directory can be written");
         let members = (0..SERVERS).map(|_| Mutex::default()).collect();
         let servers = Self { members, binary: plan.server.clone(), directory: plan.directory.clone() };
         for server in 0..SERVERS {
@@ -89,7 +92,16 @@ impl Servers {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", namespace(server))).arg(&self.binary);
         command.args([Place::Server(server).ip().to_string(), PORT.to_string()]);
-        command.args(["--insecure", "--log", "info", "--ring", "servers.txt", "--data-dir"]);
+        command.args([
+            "--config",
+            "dkvs.toml",
+            "--insecure",
+            "--log",
+            "info",
+            "--ring",
+            "servers.txt",
+            "--data-dir",
+        ]);
         command.arg(self.data(server).join("data")).current_dir(&self.directory);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().expect("nsenter starts");
