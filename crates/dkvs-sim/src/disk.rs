@@ -226,10 +226,19 @@ impl Disk {
     #[must_use]
     pub fn flip_record(&self) -> Option<Bytes> {
         let mut platter = self.lock();
-        let is_clients = |place: &&(Keyspace, Bytes)| {
-            place.0 == Keyspace::Records && place.1[2..].starts_with(KEY_PREFIX.as_bytes())
+        // What was given to one server at its start may be nowhere else, and is lost with its only copy.
+        let is_elsewhere = |place: &Bytes, value| {
+            dkvs_cluster::decode_entry(place, value).is_some_and(|(_, record)| {
+                record.siblings().iter().all(|sibling| !sibling.dot.actor.is_initial())
+            })
         };
-        let keys: Vec<_> = platter.visible.keys().filter(is_clients).cloned().collect();
+        let is_clients = |((keyspace, place), value): &(&(Keyspace, Bytes), &Bytes)| {
+            *keyspace == Keyspace::Records
+                && place[2..].starts_with(KEY_PREFIX.as_bytes())
+                && is_elsewhere(place, value)
+        };
+        let keys: Vec<_> =
+            platter.visible.iter().filter(is_clients).map(|(place, _)| place.clone()).collect();
         if keys.is_empty() {
             return None;
         }
