@@ -227,7 +227,7 @@ impl Disk {
     pub fn flip_record(&self) -> Option<Bytes> {
         let mut platter = self.lock();
         // What was given to one server at its start may be nowhere else, and is lost with its only copy.
-        let is_elsewhere = |place: &Bytes, value| {
+        let is_elsewhere = |place: &Bytes, value: &Bytes| {
             dkvs_cluster::decode_entry(place, value).is_some_and(|(_, record)| {
                 record.siblings().iter().all(|sibling| !sibling.dot.actor.is_initial())
             })
