@@ -528,10 +528,9 @@ impl<T: Store> Writer<T> {
             let bytes = entry.stored.encode();
             entry.before.into_iter().for_each(|before| totals.remove(before));
             totals.add(weight(&store_key, &entry.stored, bytes.len()));
-            // Of one that is found and mended in one batch nothing is left to be done.
             if entry.mended {
                 damage::stage_mended(&mut batch, &store_key);
-                mended += u64::from(entry.remains.is_none());
+                mended += 1;
             } else if let Some(remains) = entry.remains {
                 damage::stage_found(&mut batch, &store_key, remains);
                 found += 1;
@@ -580,9 +579,10 @@ fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> 
     Ok(missed)
 }
 
-/// Completes what was damaged. What is whole already is left as it is: the answers of the other owners may be older.
+/// Completes what was damaged. What is whole already is left as it is, and so is what was found damaged only now: the
+/// others' answers may be older than what was lost.
 fn mend(entry: &mut Staged, theirs: &Record) -> Result<(), ReplicaError> {
-    if entry.stored.is_incomplete {
+    if entry.stored.is_incomplete && entry.remains.is_none() {
         merge(entry, theirs)?;
         entry.stored.is_incomplete = false;
         entry.changed = true;
