@@ -133,6 +133,7 @@ impl Socket for SimSocket {
     }
 
     async fn connect(&self, to: SocketAddr) -> io::Result<SimStream> {
+        self.weather.breaks(self.local.ip(), to.ip())?;
         let stream = TcpStream::connect(to).await?;
         Ok(self.stream(stream, to.ip()))
     }
@@ -176,7 +177,8 @@ impl AsyncWrite for SimStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        Poll::Ready(self.weather.breaks(self.to, self.from))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -9,9 +9,11 @@
 //! What is delayed waits in the network, in its receiver's `Inbox`, and not with its sender: it arrives although its
 //! sender has been killed, and reaches the process that listens there by then.
 //!
-//! Streams are only damaged: TCP repairs loss and order itself, but its 16-bit checksum lets damage through.
+//! Streams are damaged, as TCP repairs loss and order itself but its 16-bit checksum lets damage through, and they break: for
+//! the sender at once, though what it sent arrives.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -112,6 +114,8 @@ struct State {
     at: Vec<(IpAddr, Conditions)>,
     /// Directions that are late, or will be.
     late: BTreeMap<(IpAddr, IpAddr), Late>,
+    /// Directions in which streams break, once for each fault.
+    breaking: Vec<(IpAddr, IpAddr)>,
     random: StdRng,
 }
 
@@ -135,9 +139,9 @@ impl Weather {
     /// Fair weather, with this source of fate.
     #[must_use]
     pub fn new(random: StdRng) -> Self {
-        let (everywhere, at) = (Vec::new(), Vec::new());
+        let (everywhere, at, breaking) = (Vec::new(), Vec::new(), Vec::new());
         let (late, inboxes) = (BTreeMap::new(), BTreeMap::new());
-        Self(Mutex::new(State { inboxes, everywhere, at, late, random }))
+        Self(Mutex::new(State { inboxes, everywhere, at, late, breaking, random }))
     }
 
     /// The inbox of an address that is listened to from now on. What has arrived before is lost.
@@ -186,6 +190,22 @@ impl Weather {
     /// The same as [`Weather::late_until`], from the next datagram on that is sent the other way.
     pub fn late_once_spoken_to(&self, from: IpAddr, to: IpAddr, until: Micros) {
         self.state().late.insert((from, to), Late { until, once_spoken_to: true, echoes: false });
+    }
+
+    /// From now on streams from one host to another break when something has been sent on them, and none can be opened.
+    pub fn begin_breaking(&self, from: IpAddr, to: IpAddr) {
+        self.state().breaking.push((from, to));
+    }
+
+    /// Ends what [`Weather::begin_breaking`] began.
+    pub fn end_breaking(&self, from: IpAddr, to: IpAddr) {
+        remove_one(&mut self.state().breaking, &(from, to));
+    }
+
+    /// An error if streams from one host to another break.
+    pub(crate) fn breaks(&self, from: IpAddr, to: IpAddr) -> io::Result<()> {
+        let is_breaking = self.state().breaking.contains(&(from, to));
+        if is_breaking { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
     }
 
     /// What becomes of a datagram sent now: no copy, one, or two.

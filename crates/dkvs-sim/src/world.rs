@@ -195,6 +195,17 @@ impl World {
         self.shared.weather.late_once_spoken_to(self.shared.ips[from], self.shared.ips[to], until);
     }
 
+    /// Streams from one machine to another break once something was sent on them, which arrives when that is over.
+    pub(crate) fn break_streams(&mut self, from: Host, to: Host) {
+        self.hold(from, to);
+        self.shared.weather.begin_breaking(self.shared.ips[from], self.shared.ips[to]);
+    }
+
+    pub(crate) fn stop_breaking_streams(&mut self, from: Host, to: Host) {
+        self.shared.weather.end_breaking(self.shared.ips[from], self.shared.ips[to]);
+        self.release(from, to);
+    }
+
     /// Holds back what is sent between two machines. What a cut loses stays lost.
     pub(crate) fn hold(&mut self, a: Host, b: Host) {
         let count = self.holds.entry((a.min(b), a.max(b))).or_default();

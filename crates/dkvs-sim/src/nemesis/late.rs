@@ -6,6 +6,7 @@
 //! ```text
 //!   held up   client ──put─────────────────────────> arrives       the client asks another server meanwhile
 //!   echoed    client ──put──> refused, or done ────> arrives again   the client asks another server meanwhile
+//!   broken    client ══put═╪═══════════════════════> arrives       the client asks another server meanwhile
 //!   stuck     client ──put──> server ── disk ───────> begun         the client asks another server meanwhile
 //!   between   client ──put──> server ─ answer ─────────> arrives
 //!                               restart ── "who are you?" ──> client ──put again──────────> arrives
@@ -28,6 +29,9 @@ pub enum LateFault {
     HeldUp(Host, Host, Duration),
     /// For so long, what the first machine sends to the second arrives at once, and a copy of it at the end.
     Echoed(Host, Host, Duration),
+    /// For so long, streams from the first machine to the second break for the first when it has sent, and for the second when
+    /// what was sent has arrived, at the end.
+    Broken(Host, Host),
     /// As `HeldUp`, from the next datagram on that the second sends to the first.
     HeldUpOnceSpokenTo(Host, Host, Duration),
     /// This server is killed and started at once.
@@ -60,19 +64,25 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     while at < plan.chaos_max() {
         at += Duration::from_millis(1_500).mul_f64(random.random_range(0.0..1.0));
         let server = server(plan, random);
-        strikes.extend(match random.random_range(0..5) {
+        strikes.extend(match random.random_range(0..6) {
             0 => held_up(plan, server, at, random),
             1 => echoed(plan, server, at, random),
-            2 | 3 => between(plan, server, at, random),
+            2 => broken(plan, server, at, random),
+            3 | 4 => between(plan, server, at, random),
             _ => stuck(plan, server, at, random),
         });
     }
     strikes
 }
 
-/// A machine with clients.
+/// The machines with clients.
+fn clients(plan: &Plan) -> std::ops::Range<Host> {
+    usize::from(plan.servers)..usize::from(plan.servers + plan.client_hosts)
+}
+
+/// One of them.
 fn client(plan: &Plan, random: &mut StdRng) -> Host {
-    usize::from(plan.servers + random.random_range(0..plan.client_hosts))
+    random.random_range(clients(plan))
 }
 
 fn strike(at: Duration, fault: LateFault) -> Strike {
@@ -92,18 +102,30 @@ fn held_up(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
     }]
 }
 
-/// A client's requests arrive once more when it has asked another server: some before they expire, some after.
+/// Requests arrive once more when their client has asked another server, some before they expire, some after: one client's to
+/// one server, or everybody's.
 fn echoed(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
     let lasts = patience_times(0.1..1.5, plan, random);
-    vec![strike(at, LateFault::Echoed(client(plan, random), server, lasts))]
+    if random.random_bool(0.5) {
+        let servers = 0..usize::from(plan.servers);
+        let links = clients(plan).flat_map(|client| servers.clone().map(move |server| (client, server)));
+        links.map(|(client, server)| strike(at, LateFault::Echoed(client, server, lasts))).collect()
+    } else {
+        vec![strike(at, LateFault::Echoed(client(plan, random), server, lasts))]
+    }
+}
+
+/// A connection fails for the client that has sent a long value over it, and asks another server.
+fn broken(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let lasts = patience_times(0.5..8.0, plan, random);
+    vec![Strike { at, lasts, fault: Fault::Late(LateFault::Broken(client(plan, random), server)) }]
 }
 
 /// A put waits in a server for the disk, whose client hears nothing and asks another server.
 fn stuck(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
     let lasts = patience_times(2.0..8.0, plan, random);
     let slow = Strike { at, lasts, fault: Fault::Disk(DiskFault::Slow(server, (lasts * 2).min(LATE_MAX))) };
-    let clients = usize::from(plan.servers)..usize::from(plan.servers + plan.client_hosts);
-    let deaf = clients.map(|client| strike(at, LateFault::HeldUp(server, client, lasts)));
+    let deaf = clients(plan).map(|client| strike(at, LateFault::HeldUp(server, client, lasts)));
     std::iter::once(slow).chain(deaf).collect()
 }
 
@@ -124,16 +146,21 @@ fn between(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
 }
 
 impl LateFault {
-    /// There is nothing to undo: what is late arrives.
+    /// Only for streams there is something to undo: late datagrams arrive by themselves.
     pub(super) fn start(&self, world: &mut World) -> bool {
         match *self {
             Self::HeldUp(from, to, lasts) => world.late(from, to, lasts),
             Self::Echoed(from, to, lasts) => world.echo(from, to, lasts),
             Self::HeldUpOnceSpokenTo(from, to, lasts) => world.late_once_spoken_to(from, to, lasts),
+            Self::Broken(from, to) => world.break_streams(from, to),
             Self::Restart(server) => world.restart(server),
         }
-        false
+        matches!(self, Self::Broken(..))
     }
 
-    pub(super) fn end(&self, _: &mut World) {}
+    pub(super) fn end(&self, world: &mut World) {
+        if let Self::Broken(from, to) = *self {
+            world.stop_breaking_streams(from, to);
+        }
+    }
 }
