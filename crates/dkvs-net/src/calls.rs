@@ -122,7 +122,6 @@ impl<S: Socket> Shared<S> {
         *times_sent += 1;
         let mut silent_at = patience.silence.map(|silence| start + silence);
         let mut pause = self.config.retransmit_min;
-        let mut closed = self.closed.clone();
         self.push(call.to, frame);
         loop {
             let again_at = Instant::now() + self.jittered(pause);
@@ -130,7 +129,7 @@ impl<S: Socket> Shared<S> {
             tokio::select! {
                 biased;
                 ended = &mut call.ended => return Ok(ended.ok()),
-                _ = closed.wait_for(|closed| *closed) => return Err(CallError::Closed),
+                () = self.closed.cancelled() => return Err(CallError::Closed),
                 () = sleep_until(wake_at.unwrap_or(patience.deadline)) => {}
             }
             let now = Instant::now();

@@ -13,8 +13,9 @@ use dkvs_proto::limits::BODY_LEN_MAX;
 use dkvs_proto::message::{Answer, Request};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::calls::check_len;
 use crate::config::EndpointConfig;
@@ -163,7 +164,7 @@ impl Counters {
 /// One port's conversations. Clones share it; it closes when the last is dropped, or by [`Endpoint::close`].
 pub struct Endpoint<S: Socket> {
     shared: Arc<Shared<S>>,
-    close_when_dropped: Arc<CloseOnDrop>,
+    close_when_dropped: Arc<DropGuard>,
 }
 
 impl<S: Socket> Clone for Endpoint<S> {
@@ -178,22 +179,14 @@ impl<S: Socket> std::fmt::Debug for Endpoint<S> {
     }
 }
 
-#[derive(Debug)]
-struct CloseOnDrop(watch::Sender<bool>);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        self.0.send_replace(true);
-    }
-}
-
 pub(crate) struct Shared<S: Socket> {
     pub(crate) socket: S,
     pub(crate) config: EndpointConfig,
     pub(crate) session: u64,
     pub(crate) counters: Counters,
     pub(crate) idle_streams: IdleStreams<S::Stream>,
-    pub(crate) closed: watch::Receiver<bool>,
+    /// Not a `watch`, which wakes those that wait in a random order: the simulator could not repeat a run.
+    pub(crate) closed: CancellationToken,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) stream_room: Semaphore,
     pub(crate) answer_room: Semaphore,
@@ -260,7 +253,8 @@ impl<S: Socket> Endpoint<S> {
     /// it serves on.
     pub fn new(socket: S, config: EndpointConfig, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let (close, closed) = watch::channel(false);
+        let closed = CancellationToken::new();
+        let close_when_dropped = Arc::new(closed.clone().drop_guard());
         let shared = Shared {
             session: random.next_u64(),
             peers: Mutex::new(Peers::new(random.next_u64() >> 2, config.calls_max)),
@@ -281,7 +275,7 @@ impl<S: Socket> Endpoint<S> {
             socket,
             config,
         };
-        Self { shared: Arc::new(shared), close_when_dropped: Arc::new(CloseOnDrop(close)) }
+        Self { shared: Arc::new(shared), close_when_dropped }
     }
 
     /// Starts to send, receive and serve. To be called once.
@@ -376,7 +370,7 @@ impl<S: Socket> Endpoint<S> {
 
     /// Stops at once: nothing more is sent, received or served.
     pub fn abort(&self) {
-        self.close_when_dropped.0.send_replace(true);
+        self.shared.closed.cancel();
     }
 }
 
@@ -389,11 +383,10 @@ impl<S: Socket> Shared<S> {
     }
 
     async fn send_loop(self: Arc<Self>) {
-        let mut closed = self.closed.clone();
         loop {
             tokio::select! {
                 biased;
-                _ = closed.wait_for(|closed| *closed) => return,
+                () = self.closed.cancelled() => return,
                 () = self.outbox.filled() => {}
             }
             // Tasks that are ready to run now may have something to add. Nobody waits: with nothing else to do, this

@@ -22,12 +22,11 @@ pub(crate) const CHALLENGES_MAX: usize = 1_024;
 
 impl<S: Socket> Shared<S> {
     pub(crate) async fn receive_loop<V: Service>(self: Arc<Self>, service: Option<Arc<V>>) {
-        let mut closed = self.closed.clone();
         loop {
             let receive = self.socket.recv(|from, datagram| self.received(from, datagram, service.as_ref()));
             let received = tokio::select! {
                 biased;
-                _ = closed.wait_for(|closed| *closed) => return,
+                () = self.closed.cancelled() => return,
                 received = receive => received,
             };
             if let Err(error) = received {

@@ -263,11 +263,10 @@ impl<S: Socket> Shared<S> {
 
 /// Serves connections until the endpoint closes.
 pub(crate) async fn accept_loop<S: Socket, V: Service>(shared: Arc<Shared<S>>, service: Arc<V>) {
-    let mut closed = shared.closed.clone();
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = closed.wait_for(|closed| *closed) => return,
+            () = shared.closed.cancelled() => return,
             accepted = shared.socket.accept() => accepted,
         };
         let (stream, from) = match accepted {
@@ -284,12 +283,12 @@ pub(crate) async fn accept_loop<S: Socket, V: Service>(shared: Arc<Shared<S>>, s
             shared.gauges.streams.was_full();
             continue;
         };
-        let (shared, service, mut closed) = (shared.clone(), service.clone(), shared.closed.clone());
+        let (shared, service) = (shared.clone(), service.clone());
         tokio::spawn(async move {
             let _served = Gauge::hold(&shared.gauges.streams, 1);
             let served = tokio::select! {
                 biased;
-                _ = closed.wait_for(|closed| *closed) => Ok(()),
+                () = shared.closed.cancelled() => Ok(()),
                 served = shared.serve_stream(stream, from, &*service) => served,
             };
             if let Err(error) = served {
