@@ -100,6 +100,7 @@ fn run(plan: &Plan, start: Instant, servers: &Servers) -> Result<Vec<String>, No
     let ends = runtime.block_on(reader.read_everything(&keys, CONVERGENCE_MAX));
     record.note("everything was read");
     servers.fallen(&record);
+    let resident = servers.resident(&record);
     let operations = record.operations();
     let written = write_history(&plan.directory.join("history.txt"), &operations);
     written.expect("the run's directory can be written");
@@ -115,7 +116,10 @@ fn run(plan: &Plan, start: Instant, servers: &Servers) -> Result<Vec<String>, No
         lateness,
     }));
     let seconds = start.elapsed().as_secs();
-    say(format_args!("chaos: {seconds} s, {} keys, {}", keys.len(), record.summary()));
+    let (keys, summary) = (keys.len(), record.summary());
+    say(format_args!(
+        "chaos: {seconds} s, {keys} keys, {summary}, at most {resident} MiB resident in a server"
+    ));
     Ok(troubles)
 }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,12 +28,16 @@ pub(crate) const SMALL: usize = SERVERS - 1;
 const SMALL_MIB: u64 = 256;
 /// What every server is told: less than usual is to be free, as the small disk has no more when it is empty.
 const SETTINGS: &str = "disk_free_bytes_min = 67108864\n";
+/// No server may ever have more than this resident, in MiB: several times what one needs here.
+const RESIDENT_MIB_MAX: u64 = 256;
 
 /// All servers of the ring.
 pub(crate) struct Servers {
     members: Vec<Mutex<Member>>,
     binary: PathBuf,
     directory: PathBuf,
+    /// The most that any server had resident, in KiB.
+    resident: AtomicU64,
 }
 
 #[derive(Default)]
@@ -52,7 +57,12 @@ impl Servers {
         fs::write(plan.directory.join("servers.txt"), lines).expect("the run's directory can be written");
         fs::write(plan.directory.join("dkvs.toml"), SETTINGS).expect("the run's directory can be written");
         let members = (0..SERVERS).map(|_| Mutex::default()).collect();
-        let servers = Self { members, binary: plan.server.clone(), directory: plan.directory.clone() };
+        let servers = Self {
+            members,
+            binary: plan.server.clone(),
+            directory: plan.directory.clone(),
+            resident: AtomicU64::new(0),
+        };
         for server in 0..SERVERS {
             fs::create_dir_all(servers.data(server)).expect("the run's directory can be written");
         }
@@ -146,6 +156,7 @@ impl Servers {
     pub(crate) fn kill(&self, servers: &[usize]) {
         for &server in servers {
             if let Some(child) = &mut self.member(server).running {
+                self.weigh(child);
                 let _ = child.kill();
             }
         }
@@ -154,6 +165,30 @@ impl Servers {
                 let _ = child.wait();
             }
         }
+    }
+
+    /// Takes down how much of a running server was resident at most.
+    fn weigh(&self, child: &Child) {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        let peak = peak.and_then(|kib| kib.parse().ok()).unwrap_or(0);
+        self.resident.fetch_max(peak, Ordering::Relaxed);
+    }
+
+    /// How much was resident at most, in MiB, of servers that run and of those before. It is a trouble if that is too much.
+    pub(crate) fn resident(&self, record: &Record) -> u64 {
+        for server in 0..SERVERS {
+            self.member(server).running.iter().for_each(|child| self.weigh(child));
+        }
+        let mib = self.resident.load(Ordering::Relaxed).div_ceil(1024);
+        match mib {
+            0 => record.trouble("the memory of servers cannot be read in /proc"),
+            mib if mib > RESIDENT_MIB_MAX => {
+                record.trouble(format_args!("a server had {mib} MiB resident, of {RESIDENT_MIB_MAX}"));
+            }
+            _ => {}
+        }
+        mib
     }
 
     fn signal(&self, server: usize, signal: &str) {
@@ -182,6 +217,7 @@ impl Servers {
         let number = 1 + server;
         let mut member = self.member(server);
         let Some(mut child) = member.running.take() else { return Ok(()) };
+        self.weigh(&child);
         loop {
             match child.try_wait() {
                 Ok(Some(status)) if status.success() || member.was_full => return Ok(()),

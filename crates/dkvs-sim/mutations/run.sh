@@ -23,6 +23,7 @@ export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARG
 (cd "$top" && git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- -cf -) | tar -C "$copy" -xf -
 cd "$copy"
 git init -q .
+git add --all
 # What an earlier run left in the target directory is older.
 find . -name '*.rs' -exec touch {} +
 
@@ -39,6 +40,6 @@ for name in "${names[@]}"; do
         sed -n 's/^first failure after \([0-9]*\) seeds: \(.*\)$/\1 | \2/p' || true)
     printf '| %s | %s |\n' "$name" "${found:-missed}"
     [ -n "$found" ] || missed=1
-    git apply --reverse "$here/$name.patch"
+    git checkout --quiet -- .
 done
 exit $missed

@@ -222,9 +222,10 @@ impl Disk {
         (platter.used, platter.clean) = (true, false);
     }
 
-    /// Flips bits in one stored record of a clients' key, which will be read. Returns the key; `None` when there is no record.
+    /// Flips bits in one stored record of a clients' key, which will be read; in half of the cases in one that another disk has
+    /// otherwise, so that a server can lack what is lost. Returns the key; `None` when there is no record.
     #[must_use]
-    pub fn flip_record(&self) -> Option<Bytes> {
+    pub fn flip_record(&self, others: &[DiskCensus]) -> Option<Bytes> {
         let mut platter = self.lock();
         // What was given to one server at its start may be nowhere else, and is lost with its only copy.
         let is_elsewhere = |place: &Bytes, value: &Bytes| {
@@ -237,8 +238,19 @@ impl Disk {
                 && place[2..].starts_with(KEY_PREFIX.as_bytes())
                 && is_elsewhere(place, value)
         };
-        let keys: Vec<_> =
+        let differs = |place: &Bytes| {
+            let text = String::from_utf8_lossy(&place[2..]);
+            let ours = platter.visible.get(&(Keyspace::Records, place.clone()));
+            let ours = ours.and_then(|value| dkvs_cluster::decode_entry(place, value));
+            let mut theirs = others.iter().filter_map(|records| records.get(&*text));
+            ours.is_some_and(|(_, ours)| theirs.any(|theirs| *theirs != ours))
+        };
+        let mut keys: Vec<_> =
             platter.visible.iter().filter(is_clients).map(|(place, _)| place.clone()).collect();
+        let contested: Vec<_> = keys.iter().filter(|(_, place)| differs(place)).cloned().collect();
+        if !contested.is_empty() && platter.random.random_bool(0.5) {
+            keys = contested;
+        }
         if keys.is_empty() {
             return None;
         }

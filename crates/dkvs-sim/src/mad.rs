@@ -9,7 +9,7 @@
 //! client uses; what goes to clients' keys must be refused. The run must stand it: nobody panics, no record on a disk
 //! becomes unreadable, no limit is passed, and what is promised of clients' keys holds.
 //!
-//! What it leaves out: exhausting a server, which anybody can do who opens enough sessions or streams.
+//! It uses up the sessions of a server that has room for few. What it leaves out: using up streams.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -54,6 +54,9 @@ const CAUSE: Cause = Cause::Upkeep;
 
 /// Its keys.
 const KEYS: u32 = 3;
+
+/// Sessions under which it sends what cannot be read: more than some servers have room for.
+const SESSIONS: u64 = 32;
 
 struct Mad {
     shared: Arc<Shared>,
@@ -314,7 +317,7 @@ impl Mad {
         // The first is answered with a challenge, if there is no proof yet.
         for _ in 0..2 {
             let proof = self.proofs.get(&to).copied().unwrap_or_default();
-            let header = Header { session: 7, proof, oldest: self.next_id };
+            let header = Header { session: self.next_id % SESSIONS, proof, oldest: self.next_id };
             let mut datagram = DatagramBuilder::new(header);
             datagram.push(&Frame { kind, id: self.next_id, expires: 0, body: &body });
             let datagram = datagram.finish(0);

@@ -242,7 +242,8 @@ impl Plan {
             plan.mix.large =
                 plan.mix.large.max(*pick(&[0.0, 0.3], &mut seed::random(seed, "late values", 0)));
         }
-        plan.scarcity = scarcity(&plan.endpoint, &mut seed::random(seed, "scarcity", 0));
+        let processes = usize::from(plan.servers + plan.client_hosts);
+        plan.scarcity = scarcity(&plan.endpoint, processes, &mut seed::random(seed, "scarcity", 0));
         if plan.late && seed::random(seed, "late and crowded", 0).random_bool(0.4) {
             let scarcity = plan.scarcity.get_or_insert_with(|| Scarcity::none(&plan.endpoint));
             scarcity.server.requests_max = 1;
@@ -352,7 +353,7 @@ fn given(keys: usize, servers: u16, random: &mut StdRng) -> Vec<GivenPlan> {
 
 /// One limit in two is small, in one run in three. What a read from all owners needs is always there, but not for two at
 /// once.
-fn scarcity(usual: &EndpointConfig, random: &mut StdRng) -> Option<Scarcity> {
+fn scarcity(usual: &EndpointConfig, processes: usize, random: &mut StdRng) -> Option<Scarcity> {
     if !random.random_bool(0.33) {
         return None;
     }
@@ -364,8 +365,8 @@ fn scarcity(usual: &EndpointConfig, random: &mut StdRng) -> Option<Scarcity> {
         calls_max: limit(&[8, 16], usual.calls_max),
         requests_max: limit(&[1, 2, 4], usual.requests_max),
         outbox_len_max: limit(&[1, 2, 8], usual.outbox_len_max),
-        // Fewer than there are processes would leave some without one for good.
-        sessions_max: limit(&[14, 20], usual.sessions_max),
+        // Fewer than there are processes would leave some without one for good; those of restarts take what is more.
+        sessions_max: limit(&[processes + 1, processes + 4], usual.sessions_max),
         streams_max: limit(&[1, 2, 4], usual.streams_max),
         stream_bytes_max: limit(&[16 << 10], usual.stream_bytes_max),
         // A kept connection takes a place until it has been idle for so long.

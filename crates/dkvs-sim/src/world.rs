@@ -399,7 +399,11 @@ impl World {
         if !self.may_damage(server) {
             return false;
         }
-        let Some(key) = self.shared.servers[server].disk.flip_record() else { return false };
+        let servers = self.shared.servers.iter().enumerate();
+        let others = servers.filter(|(other, _)| *other != server).map(|(_, parts)| parts.disk.census().0);
+        let Some(key) = self.shared.servers[server].disk.flip_record(&others.collect::<Vec<_>>()) else {
+            return false;
+        };
         let key = String::from_utf8_lossy(&key).into_owned();
         self.damage(server, Damage::Flipped { server: index(server), at: self.now(), key });
         true

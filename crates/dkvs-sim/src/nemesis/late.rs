@@ -68,7 +68,8 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
             0 => held_up(plan, server, at, random),
             1 => echoed(plan, server, at, random),
             2 => broken(plan, server, at, random),
-            3 | 4 => between(plan, server, at, random),
+            3 => between(plan, server, at, random),
+            4 => twice(plan, server, at, random),
             _ => stuck(plan, server, at, random),
         });
     }
@@ -143,6 +144,13 @@ fn between(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
         strike(restart, LateFault::Restart(server)),
         strike(restart, LateFault::HeldUpOnceSpokenTo(client, server, arrives - restart)),
     ]
+}
+
+/// A server is restarted twice, and what the process between has to say, which nobody has proved an address to, comes after the
+/// first words of the next.
+fn twice(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let first = strike(at, LateFault::Restart(server));
+    std::iter::once(first).chain(between(plan, server, at, random)).collect()
 }
 
 impl LateFault {
