@@ -323,6 +323,7 @@ impl<T: Store> Writer<T> {
                 break;
             }
             self.gauges.changes.set(gathered.max(received));
+            building.waiting.reserve(received);
             for queued in changes.drain(..) {
                 if self.batch_bytes >= BATCH_BYTES_MAX {
                     self.turn_over(&mut building).await;
