@@ -32,6 +32,8 @@ pub struct ServerConfig {
     pub scrub_bytes_per_s: u64,
     /// Pause between looking at all records and doing so again.
     pub scrub_pause: Duration,
+    /// Time between pings to a server that is silent, and how long it may take to answer one.
+    pub ping_interval: Duration,
     /// Longest value accepted, in bytes.
     pub value_len_max: usize,
     /// Longest lead of a peer's clock that is followed, in milliseconds.
@@ -79,6 +81,7 @@ impl ServerConfig {
             disk_free_bytes_min: 256 << 20,
             scrub_bytes_per_s: 4 << 20,
             scrub_pause: Duration::from_secs(3_600),
+            ping_interval: Duration::from_secs(1),
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             clock_skew_ms_max: 60_000,
             timeout_max: Duration::from_secs(60),

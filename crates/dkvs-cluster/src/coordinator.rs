@@ -10,8 +10,7 @@
 //!   get   this server's record ──> "send yours unless it is this one" ──> R agree, or are made to ──> answer
 //! ```
 //!
-//! What it leaves out: it asks owners in vain that are down, every time. Knowing who is down, and keeping hints for
-//! them, is another module's business.
+//! What it leaves out: it asks all owners every time, also those that are thought to be down. Whoever answers counts.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -39,6 +38,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
 
+use crate::failure_detector::FailureDetector;
 use crate::replica::{Replica, ReplicaError, Terms};
 use crate::writer::TOO_MANY_VERSIONS;
 
@@ -62,6 +62,8 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) timeout_max: Duration,
     pub(crate) endpoint: Endpoint<S>,
     pub(crate) replica: Replica<T>,
+    /// Who answers.
+    pub(crate) detector: FailureDetector,
     /// Bytes held for owners that had not answered when the client was.
     pub(crate) background: Gauge,
 }
@@ -78,6 +80,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             ClientRequest::Get(get) => self.get(get).await,
         };
         outcome.unwrap_or_else(ClientAnswer::Failed)
+    }
+
+    /// The other servers of the ring.
+    pub(crate) fn peers(&self) -> Vec<ServerIndex> {
+        self.ring.servers().indices().filter(|&server| server != self.me).collect()
     }
 
     /// Checks that a request can be served here.
@@ -242,14 +249,17 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         })
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         owner: ServerIndex,
         request: ReplicaRequest,
         deadline: Instant,
     ) -> Result<ReplicaAnswer, OwnerAnswer> {
         let to = self.addresses[owner.as_usize()];
-        match self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await {
+        let began = Instant::now();
+        let answer = self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await;
+        self.detector.learn(owner, began, answer.as_ref().err());
+        match answer {
             Ok(Answer::Replica(answer)) => Ok(answer),
             Ok(Answer::Client(_) | Answer::Admin(_)) => {
                 Err(OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())))
@@ -262,8 +272,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         }
     }
 
-    /// Passes a put to the first owner that shows a sign of life. It is not passed to a second owner while the first
-    /// may still begin it.
+    /// Passes a put to the first owner that shows a sign of life, beginning with those that answered lately. It is not
+    /// passed to a second owner while the first may still begin it.
     async fn forward(
         &self,
         mut put: Put,
@@ -278,7 +288,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         put.forwarded = true;
         let silence = ((deadline - start) / SILENCE_SHARE).min(SILENCE_MAX);
         let mut tried = Vec::new();
-        for &owner in owners {
+        for owner in self.detector.by_liveness(owners) {
             let left = deadline.saturating_duration_since(Instant::now());
             put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
             let to = self.addresses[owner.as_usize()];
@@ -491,9 +501,10 @@ fn own_answer<A>(merged: Option<Result<A, ReplicaError>>) -> Result<A, OwnerAnsw
 fn unexpected(answer: ReplicaAnswer) -> OwnerAnswer {
     match answer {
         ReplicaAnswer::Refused(refusal) => OwnerAnswer::Refused(refusal),
-        ReplicaAnswer::Merged { .. } | ReplicaAnswer::Same | ReplicaAnswer::Record(_) => {
-            OwnerAnswer::Refused(Refusal::Invalid("answered another question".into()))
-        }
+        ReplicaAnswer::Merged { .. }
+        | ReplicaAnswer::Same
+        | ReplicaAnswer::Record(_)
+        | ReplicaAnswer::Alive => OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())),
     }
 }
 

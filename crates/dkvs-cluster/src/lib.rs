@@ -9,6 +9,7 @@
 //!
 //! - [`Replica`] holds records. One writer applies all changes, in batches, and answers when they are durable.
 //! - [`Coordinator`](crate) drives one request over the owners of a key, through the folds of `dkvs_core::quorum`.
+//! - `failure_detector` knows who answers: whom to ask first, and whom to spare what can wait.
 //! - `scrub` reads all records, slowly, in search of damage; `mend` repairs what was found from the other owners.
 //! - [`check`] looks at a store without a server.
 //! - [`Server`] wires them to a port and starts and stops them.
@@ -32,6 +33,8 @@ mod identity;
 mod replica;
 
 mod writer;
+
+mod failure_detector;
 
 mod coordinator;
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::config::ServerConfig;
 use crate::coordinator::Coordinator;
+use crate::failure_detector::{self, FailureDetector};
 use crate::mend;
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
 use crate::scrub::{self, Scrub};
@@ -27,7 +28,7 @@ use crate::scrub::{self, Scrub};
 pub struct Server<S: Socket, T: Store> {
     running: Arc<Running<S, T>>,
     /// What goes on beside requests. It can be ended anywhere: what it changes, it has the writer change.
-    background: [AbortHandle; 2],
+    background: Vec<AbortHandle>,
 }
 
 impl<S: Socket, T: Store> std::fmt::Debug for Server<S, T> {
@@ -81,6 +82,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             replica.merge(key, record, Terms::UPKEEP).await?;
         }
         let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
+        let detector = FailureDetector::new(config.ring.servers().len(), config.ping_interval);
         let coordinator = Coordinator {
             ring: config.ring,
             me: config.me,
@@ -89,6 +91,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             timeout_max: config.timeout_max,
             endpoint: endpoint.clone(),
             replica,
+            detector,
             background: Gauge::new(config.background_bytes_max),
         };
         let running = Arc::new(Running {
@@ -104,7 +107,12 @@ impl<S: Socket, T: Store> Server<S, T> {
         let mending = tokio::spawn(mend::run(running.coordinator.clone(), config.quorum.n()));
         let (replica, done) = (running.coordinator.replica.clone(), running.scrub.clone());
         let scrubbing = tokio::spawn(scrub::run(replica, config.scrub_bytes_per_s, config.scrub_pause, done));
-        Ok(Self { running, background: [mending.abort_handle(), scrubbing.abort_handle()] })
+        let mut background = vec![mending.abort_handle(), scrubbing.abort_handle()];
+        for peer in running.coordinator.peers() {
+            let watching = tokio::spawn(failure_detector::watch(running.coordinator.clone(), peer));
+            background.push(watching.abort_handle());
+        }
+        Ok(Self { running, background })
     }
 
     /// Where it receives.
@@ -179,6 +187,7 @@ impl<S: Socket, T: Store> Running<S, T> {
                 }),
                 Err(refusal) => Err(ReplicaError::Refused(refusal)),
             },
+            ReplicaRequest::Ping => Ok(ReplicaAnswer::Alive),
         };
         answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
     }
