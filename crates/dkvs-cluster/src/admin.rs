@@ -68,14 +68,15 @@ impl<S: Socket, T: Store> Running<S, T> {
 
     fn peer_report(&self, server: ServerIndex) -> PeerReport {
         let view = self.coordinator.detector.view(server);
+        let kept = self.coordinator.replica.hints_kept().tally(self.coordinator.target(server));
         PeerReport {
             server,
             liveness: view.liveness,
             since_ms: u64::try_from(view.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             reason: view.reason.to_string(),
-            hints: 0,
-            hint_bytes: 0,
-            dirty_partitions: 0,
+            hints: kept.hints,
+            hint_bytes: kept.bytes,
+            dirty_partitions: kept.dirty,
         }
     }
 

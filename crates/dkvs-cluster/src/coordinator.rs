@@ -12,6 +12,7 @@
 //!
 //! What it leaves out: it asks all owners every time, also those that are thought to be down. Whoever answers counts.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -30,15 +31,18 @@ use dkvs_proto::message::client::{
     Token,
 };
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use dkvs_proto::record::fits;
 use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::failure_detector::FailureDetector;
+use crate::hints::{HintChange, Target};
 use crate::replica::{Replica, ReplicaError, Terms};
 use crate::writer::TOO_MANY_VERSIONS;
 
@@ -66,10 +70,24 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) detector: FailureDetector,
     /// Bytes held for owners that had not answered when the client was.
     pub(crate) background: Gauge,
+    /// What goes on after requests were answered. A stop waits for it.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when a stop has come so far that nobody answers any more.
+    pub(crate) stopping: CancellationToken,
+    /// Cancelled when the server goes without a stop: what goes on is then left as it is.
+    pub(crate) killed: CancellationToken,
 }
 
 /// What one owner answered, or why it did not.
 type FromOwner<A> = (ServerIndex, Result<A, OwnerAnswer>);
+
+/// A write that owners have missed.
+#[derive(Clone)]
+struct Missed {
+    key: Bytes,
+    record: Record,
+    durability: Durability,
+}
 
 type Writes = FuturesUnordered<BoxFuture<'static, FromOwner<Vec<Dot>>>>;
 
@@ -169,7 +187,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     }
 
     /// Sends `record` to the other owners and waits until `w` hold it, this server included. The rest goes on in the
-    /// background.
+    /// background, and whoever has not acknowledged it by the deadline gets a hint.
     async fn replicate(
         self: &Arc<Self>,
         key: &Bytes,
@@ -192,20 +210,102 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 Err(reason) => quorum.failed(owner, reason),
             };
         }
-        let len = writes.len() * call_len(key, record);
-        if len > 0
-            && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
-        {
-            tokio::spawn(async move {
-                writes.for_each(|_| async {}).await;
-                drop(room);
-            });
+        let (mut failed, mut waiting) = (Vec::new(), BTreeSet::new());
+        for (owner, answer) in quorum.answers() {
+            match answer {
+                OwnerState::Ok => {}
+                OwnerState::Failed(_) => failed.push(owner),
+                OwnerState::Waiting => drop(waiting.insert(owner)),
+            }
+        }
+        if failed.is_empty() && waiting.is_empty() {
+            return quorum;
+        }
+        let len = (failed.len() + waiting.len()) * call_len(key, record);
+        let missed = Missed { key: key.clone(), record: record.clone(), durability: terms.durability };
+        match Gauge::try_hold(Background(self.clone()), len) {
+            Some(room) => {
+                let coordinator = self.clone();
+                self.go_on(async move {
+                    coordinator.see_to(failed, waiting, writes, &missed).await;
+                    drop(room);
+                });
+            }
+            None => {
+                for owner in failed.into_iter().chain(waiting) {
+                    self.hint(owner, &missed).await;
+                }
+            }
         }
         quorum
     }
 
+    /// Does something after the request was answered.
+    fn go_on(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let coordinator = self.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = coordinator.killed.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Waits for the owners that have not acknowledged a record, and keeps it for those that do not.
+    async fn see_to(
+        &self,
+        failed: Vec<ServerIndex>,
+        mut waiting: BTreeSet<ServerIndex>,
+        mut writes: Writes,
+        missed: &Missed,
+    ) {
+        for &owner in &failed {
+            self.hint(owner, missed).await;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => break,
+                answer = writes.next() => match answer {
+                    None => break,
+                    Some((owner, answer)) => {
+                        waiting.remove(&owner);
+                        if answer.is_err() {
+                            self.hint(owner, missed).await;
+                        }
+                    }
+                }
+            }
+        }
+        for owner in waiting {
+            self.hint(owner, missed).await;
+        }
+    }
+
+    /// Whom hints for a server are for.
+    pub(crate) fn target(&self, server: ServerIndex) -> Target {
+        Target::of(&self.ring.servers()[server].name)
+    }
+
+    /// Keeps a record for an owner that has not acknowledged it.
+    async fn hint(&self, owner: ServerIndex, missed: &Missed) {
+        if self.killed.is_cancelled() {
+            return;
+        }
+        let Missed { key, record, durability } = missed.clone();
+        let change = HintChange::Keep { target: self.target(owner), key, record };
+        match self.replica.hint(change, durability).await {
+            Ok(()) => self.detector.news(owner).notify_one(),
+            Err(error) => {
+                let count = self.replica.hints_kept().not_kept();
+                tracing::warn!(?owner, %error, count, "a write that an owner missed cannot be kept for it");
+            }
+        }
+    }
+
     /// Has `owner` merge a record and make it durable.
-    fn merge_at(
+    pub(crate) fn merge_at(
         self: Arc<Self>,
         owner: ServerIndex,
         key: Bytes,
@@ -354,8 +454,13 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         if len > 0
             && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
         {
-            tokio::spawn(async move {
-                read.run_until(|_| false).await;
+            let stopping = self.stopping.clone();
+            self.go_on(async move {
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => {}
+                    () = read.run_until(|_| false) => {}
+                }
                 drop(room);
             });
         }

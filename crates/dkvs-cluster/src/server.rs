@@ -15,11 +15,14 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::ServerConfig;
 use crate::coordinator::Coordinator;
 use crate::failure_detector::{self, FailureDetector};
+use crate::hints;
 use crate::mend;
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
 use crate::scrub::{self, Scrub};
@@ -74,6 +77,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             limits,
             data_dir: config.data_dir.clone(),
             disk_free_bytes_min: config.disk_free_bytes_min,
+            hint_bytes_max: config.hint_bytes_max,
         };
         let replica =
             Replica::open(Arc::new(store), start, replica_config, clock.clone(), identity_random).await?;
@@ -93,6 +97,9 @@ impl<S: Socket, T: Store> Server<S, T> {
             replica,
             detector,
             background: Gauge::new(config.background_bytes_max),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            killed: CancellationToken::new(),
         };
         let running = Arc::new(Running {
             coordinator: Arc::new(coordinator),
@@ -111,6 +118,8 @@ impl<S: Socket, T: Store> Server<S, T> {
         for peer in running.coordinator.peers() {
             let watching = tokio::spawn(failure_detector::watch(running.coordinator.clone(), peer));
             background.push(watching.abort_handle());
+            let delivering = tokio::spawn(hints::deliver(running.coordinator.clone(), peer));
+            background.push(delivering.abort_handle());
         }
         Ok(Self { running, background })
     }
@@ -144,8 +153,13 @@ impl<S: Socket, T: Store> Server<S, T> {
     /// # Errors
     /// When the store cannot promise that everything is on disk.
     pub async fn stop(&self, grace: Duration) -> Result<(), StoreError> {
-        self.running.coordinator.endpoint.close(Instant::now() + grace).await;
+        let coordinator = &self.running.coordinator;
+        coordinator.endpoint.close(Instant::now() + grace).await;
         self.background.iter().for_each(AbortHandle::abort);
+        // What still waits for owners leaves hints for them.
+        coordinator.stopping.cancel();
+        coordinator.tasks.close();
+        coordinator.tasks.wait().await;
         self.running.coordinator.replica.close().await
     }
 }
@@ -153,6 +167,7 @@ impl<S: Socket, T: Store> Server<S, T> {
 impl<S: Socket, T: Store> Drop for Server<S, T> {
     fn drop(&mut self) {
         self.background.iter().for_each(AbortHandle::abort);
+        self.running.coordinator.killed.cancel();
         self.running.coordinator.endpoint.abort();
     }
 }

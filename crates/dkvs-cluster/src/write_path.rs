@@ -38,8 +38,13 @@ impl<T: Store> WritePath<T> {
         let limits = QueueLimits { changes_max: 4_096, bytes_max: 256 << 20, batch_max: 1_024 };
         let clock = Arc::new(Clock::new(wall, 60_000));
         let random = StdRng::seed_from_u64(seed);
-        let config =
-            ReplicaConfig { durability, limits, data_dir: String::new(), disk_free_bytes_min: 1 << 20 };
+        let config = ReplicaConfig {
+            durability,
+            limits,
+            data_dir: String::new(),
+            disk_free_bytes_min: 1 << 20,
+            hint_bytes_max: 256 << 20,
+        };
         let replica = Replica::open(Arc::new(store), start, config, clock, random).await?;
         Ok(Self(replica))
     }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::damage::{self, Damage, is_damage};
+use crate::hints::{HintChange, HintWriter};
 use crate::identity::Identity;
 use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
 use crate::stored::{Stored, store_key};
@@ -76,6 +77,12 @@ pub(crate) enum Change {
     Mend {
         key: Bytes,
         theirs: Record,
+        done: Done<()>,
+    },
+    /// Change what is kept for another server.
+    Hint {
+        change: HintChange,
+        durability: message::Durability,
         done: Done<()>,
     },
 }
@@ -218,6 +225,7 @@ pub(crate) struct Writer<T> {
     config: ReplicaConfig,
     gauges: Arc<Gauges>,
     damage: Arc<Damage>,
+    hints: HintWriter,
     /// Whether the disk was too full for something when it was looked at last.
     was_full: bool,
     /// Of the records in the batch being built, as the store had them.
@@ -237,6 +245,7 @@ impl<T: Store> Writer<T> {
         config: ReplicaConfig,
         gauges: Arc<Gauges>,
         damage: Arc<Damage>,
+        hints: HintWriter,
     ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
         let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
         let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
@@ -250,6 +259,7 @@ impl<T: Store> Writer<T> {
             config,
             gauges,
             damage,
+            hints,
             was_full: false,
             batch_bytes: 0,
             totals,
@@ -391,6 +401,11 @@ impl<T: Store> Writer<T> {
                     .admit(Cause::Upkeep)
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| mend(entry, &theirs));
+                or_refuse(result, done).map(|((), done)| Waiting::Done(done))
+            }
+            Change::Hint { change, durability, done } => {
+                let result = space.admit(Cause::Upkeep).and_then(|()| self.hints.stage(&*self.store, change));
+                self.batch_durability = self.batch_durability.max(level(durability));
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
         }
@@ -537,6 +552,7 @@ impl<T: Store> Writer<T> {
             }
             batch.put(Keyspace::Records, store_key, bytes);
         }
+        self.hints.take(&mut batch);
         if batch.is_empty() {
             return Ok(());
         }
@@ -546,6 +562,7 @@ impl<T: Store> Writer<T> {
         self.store.commit(batch, durability).await?;
         self.totals.send_replace(totals);
         self.damage.committed(found, mended);
+        self.hints.committed();
         Ok(())
     }
 }
