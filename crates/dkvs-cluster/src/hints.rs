@@ -144,12 +144,16 @@ pub(crate) struct Hint {
     pub(crate) record: Result<Record, RecordError>,
 }
 
+/// What is to stand in which place; `None` for nothing.
+type Changes = BTreeMap<Bytes, Option<Bytes>>;
+
 /// The writer's side: changes of the batch being built, and of the one being committed.
 pub(crate) struct HintWriter {
     bytes_max: u64,
     tallies: BTreeMap<Target, Tally>,
-    staged: BTreeMap<Bytes, Option<Bytes>>,
-    committing: BTreeMap<Bytes, Option<Bytes>>,
+    staged: Changes,
+    /// With how much there is once it is committed.
+    committing: Option<(Changes, BTreeMap<Target, Tally>)>,
     kept: Arc<HintsKept>,
 }
 
@@ -179,8 +183,7 @@ impl HintWriter {
             }
         }
         let kept = HintsKept { tallies: Mutex::new(tallies.clone()), unkept: AtomicU64::new(0) };
-        let (staged, committing) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { bytes_max, tallies, staged, committing, kept: Arc::new(kept) })
+        Ok(Self { bytes_max, tallies, staged: Changes::new(), committing: None, kept: Arc::new(kept) })
     }
 
     /// Where it shows how much is kept.
@@ -287,7 +290,8 @@ impl HintWriter {
     /// What stands in a place once all that was staged is committed. What the engine finds damaged there reads as
     /// something that is no hint.
     fn get(&self, store: &impl Store, place: &Bytes) -> Result<Option<Bytes>, StoreError> {
-        if let Some(value) = self.staged.get(place).or_else(|| self.committing.get(place)) {
+        let committing = || self.committing.as_ref().and_then(|(changes, _)| changes.get(place));
+        if let Some(value) = self.staged.get(place).or_else(committing) {
             return Ok(value.clone());
         }
         match store.get(Keyspace::Hints, place) {
@@ -298,21 +302,31 @@ impl HintWriter {
 
     /// Moves the staged changes to the batch that is committed next.
     pub(crate) fn take(&mut self, batch: &mut Batch) {
-        self.committing = std::mem::take(&mut self.staged);
-        for (place, value) in &self.committing {
+        if self.staged.is_empty() {
+            return;
+        }
+        let staged = std::mem::take(&mut self.staged);
+        for (place, value) in &staged {
             match value {
                 Some(value) => batch.put(Keyspace::Hints, place.clone(), value.clone()),
                 None => batch.delete(Keyspace::Hints, place.clone()),
             }
         }
+        self.committing = Some((staged, self.tallies.clone()));
     }
 
-    /// The batch was committed.
+    /// The batch was committed. Called before the next one is taken.
     pub(crate) fn committed(&mut self) {
-        if !self.committing.is_empty() {
-            self.committing.clear();
-            *self.kept.tallies() = self.tallies.clone();
+        if let Some((_, tallies)) = self.committing.take() {
+            *self.kept.tallies() = tallies;
         }
+    }
+
+    /// The batch was not committed, and what was staged on top of it is given up.
+    pub(crate) fn failed(&mut self) {
+        self.committing = None;
+        self.staged.clear();
+        self.tallies = self.kept.tallies().clone();
     }
 }
 
@@ -445,28 +459,28 @@ pub(crate) async fn deliver<S: Socket, T: Store>(coordinator: Arc<Coordinator<S,
             coordinator.detector.news(server).notified().await;
             continue;
         }
-        match all(&coordinator, server, target).await {
-            Ok(true) => {}
-            Ok(false) => sleep(RETRY).await,
-            Err(error) => {
-                tracing::warn!(?server, %error, "hints cannot be delivered now");
-                sleep(RETRY).await;
-            }
+        let goes_on = all(&coordinator, server, target).await.unwrap_or_else(|error| {
+            tracing::warn!(?server, %error, "hints cannot be delivered now");
+            false
+        });
+        if !goes_on {
+            sleep(RETRY).await;
         }
     }
 }
 
-/// Sends all hints of a target once. Returns whether all of them were acknowledged.
+/// Sends all hints of a target once. Returns whether there were any and all of them were acknowledged.
 async fn all<S: Socket, T: Store>(
     coordinator: &Arc<Coordinator<S, T>>,
     server: ServerIndex,
     target: Target,
 ) -> Result<bool, ReplicaError> {
     let mut after = None;
-    let mut all_done = true;
+    let (mut any, mut all_done) = (false, true);
     loop {
         let page = coordinator.replica.hints(target, after.as_ref())?;
-        let Some(last) = page.last() else { return Ok(all_done) };
+        let Some(last) = page.last() else { return Ok(any && all_done) };
+        any = true;
         after = Some(last.key.clone());
         let mut page = page.into_iter();
         let mut in_flight = FuturesUnordered::new();

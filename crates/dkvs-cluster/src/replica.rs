@@ -569,6 +569,132 @@ mod tests {
         }
     }
 
+    /// A store whose commits wait until they are let through, and fail when told. Unlike a real one it goes on after that.
+    struct Gated {
+        store: MemoryStore,
+        begun: watch::Sender<usize>,
+        outcomes: tokio::sync::Mutex<mpsc::UnboundedReceiver<Result<(), StoreError>>>,
+    }
+
+    impl Gated {
+        fn new() -> (Arc<Self>, mpsc::UnboundedSender<Result<(), StoreError>>) {
+            let (outcome, outcomes) = mpsc::unbounded_channel();
+            let (store, begun) = (MemoryStore::new(), watch::Sender::new(0));
+            (Arc::new(Self { store, begun, outcomes: tokio::sync::Mutex::new(outcomes) }), outcome)
+        }
+
+        async fn begun(&self, commits: usize) {
+            self.begun.subscribe().wait_for(|begun| *begun >= commits).await.unwrap();
+        }
+    }
+
+    impl Store for Gated {
+        fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            self.store.get(keyspace, key)
+        }
+
+        fn scan(
+            &self,
+            keyspace: Keyspace,
+            after: Option<&[u8]>,
+            limit: ScanLimit,
+        ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+            self.store.scan(keyspace, after, limit)
+        }
+
+        async fn commit(&self, batch: dkvs_storage::Batch, durability: Durability) -> Result<(), StoreError> {
+            self.begun.send_modify(|begun| *begun += 1);
+            self.outcomes.lock().await.recv().await.unwrap_or(Err(StoreError::Closed))?;
+            self.store.commit(batch, durability).await
+        }
+
+        fn health(&self) -> Health {
+            self.store.health()
+        }
+
+        async fn close(&self) -> Result<(), StoreError> {
+            self.store.close().await
+        }
+    }
+
+    /// A replica whose first commit is under way, with a second put to its key staged on top of it. Beside it, the two puts.
+    async fn overlapping(
+        store: &Arc<Gated>,
+        outcome: &mpsc::UnboundedSender<Result<(), StoreError>>,
+    ) -> (Replica<Gated>, [tokio::task::JoinHandle<Result<Event, ReplicaError>>; 2]) {
+        // Of the new incarnation.
+        outcome.send(Ok(())).unwrap();
+        let replica = replica_on(store.clone(), Durability::Memory).await;
+        let put = |sequence, text| {
+            let replica = replica.clone();
+            tokio::spawn(async move {
+                replica.event(KEY, None, op(sequence), value(text), Validity::unlimited(), WEAK).await
+            })
+        };
+        let first = put(1, "first");
+        store.begun(2).await;
+        let second = put(2, "second");
+        // On this one thread, the others have come to rest once time can pass.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(replica.changes.capacity(), replica.changes.max_capacity(), "the second is staged");
+        assert!(!first.is_finished() && !second.is_finished(), "nothing is answered before its commit");
+        assert_eq!(*store.begun.borrow(), 2, "one batch is under way at a time");
+        assert_eq!(replica.fetch(&KEY).unwrap(), Record::new(), "nothing is shown before its commit");
+        assert_eq!(replica.totals(), Totals::default());
+        (replica, [first, second])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_staged_on_top_of_another_sees_it_and_is_answered_after_its_own_commit() {
+        let (store, outcome) = Gated::new();
+        let (replica, [first, second]) = overlapping(&store, &outcome).await;
+        outcome.send(Ok(())).unwrap();
+        let first = first.await.unwrap().unwrap();
+        store.begun(3).await;
+        assert_eq!(replica.fetch(&KEY).unwrap(), first.record);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(!second.is_finished(), "its own commit is not done");
+        outcome.send(Ok(())).unwrap();
+        let second = second.await.unwrap().unwrap();
+        assert_eq!(second.dot, Dot { counter: 2, ..first.dot }, "the next event of the same epoch");
+        let record = replica.fetch(&KEY).unwrap();
+        assert_eq!(record, second.record);
+        assert_eq!(record.values().len(), 1, "the second has replaced the first");
+        let Totals { keys, tombstones, bytes } = replica.totals();
+        let entry = store.get(Keyspace::Records, &store_key(&KEY)).unwrap().unwrap();
+        assert_eq!((keys, tombstones, bytes), (1, 0, (store_key(&KEY).len() + entry.len()) as u64));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_staged_on_top_of_a_failed_commit_fails_with_it_and_is_not_tried() {
+        let (store, outcome) = Gated::new();
+        let (replica, puts) = overlapping(&store, &outcome).await;
+        outcome.send(Err(StoreError::Unknown { reason: "as the test asked".into() })).unwrap();
+        for put in puts {
+            assert!(matches!(put.await.unwrap(), Err(ReplicaError::Storage(StoreError::Unknown { .. }))));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(*store.begun.borrow(), 2, "the batch on top is not committed");
+        assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
+        // What comes later starts from what the store has.
+        outcome.send(Ok(())).unwrap();
+        let put = replica.event(KEY, None, op(3), value("third"), Validity::unlimited(), WEAK).await.unwrap();
+        assert_eq!(replica.fetch(&KEY).unwrap(), put.record);
+        assert_eq!(replica.totals().keys, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_commits_what_is_under_way_and_what_is_staged_on_top_of_it() {
+        let (store, outcome) = Gated::new();
+        let (replica, puts) = overlapping(&store, &outcome).await;
+        outcome.send(Ok(())).unwrap();
+        outcome.send(Ok(())).unwrap();
+        replica.close().await.unwrap();
+        for put in puts {
+            put.await.unwrap().unwrap();
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_expired_put_makes_no_event_and_no_second_one() {
         let replica = replica().await;

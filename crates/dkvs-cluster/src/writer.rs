@@ -2,13 +2,20 @@
 //!
 //! ```text
 //!   changes ──> [c1 c2 c3] ──read, event or merge──> staged entries ──one commit──> answers 1 2 3
-//!                    meanwhile the next batch gathers
+//!               [c4 c5]    ──read, event or merge──> staged entries ····waits·····> answers 4 5
+//!                            (of what is in c1 c2 c3, what they staged)
 //! ```
 //! Load makes the batches larger and the cost per change smaller; a lone change never waits for company. Changes to
 //! one key in a batch see each other. Only one task reads, decides and writes, so an event's dot is never given twice.
+//!
+//! While a batch is committed, the next one is staged: at most one is under way, and one is being built. What the
+//! former changed, the writer reads from it and not from the store; nobody else sees it. The commit of the latter begins when
+//! the former is done. If that fails, what was staged on top of it is dropped, and nobody is told that it happened.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use dkvs_core::limits::{RECORD_LEN_MAX, SIBLINGS_LEN_MAX, VERSION_VECTOR_LEN_MAX};
@@ -188,13 +195,41 @@ struct Weight {
 /// An entry of the batch being built.
 struct Staged {
     stored: Stored,
-    /// What the store had; `None` when nothing.
+    /// What the store has once the batch under way is in it; `None` when nothing.
     before: Option<Weight>,
     changed: bool,
     /// What is left of a damaged entry that this batch puts aside.
     remains: Option<Bytes>,
+    /// Whether the damage was found in this batch, or in the one under way.
+    newly_damaged: bool,
     /// Whether this batch repairs it.
     mended: bool,
+}
+
+/// The batch being built.
+#[derive(Default)]
+struct Building {
+    staged: BTreeMap<Bytes, Staged>,
+    waiting: Vec<Waiting>,
+    rooms: Vec<Room>,
+    changes: usize,
+    /// What the disk had room for when the batch was begun.
+    space: Option<Space>,
+}
+
+type Commit = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
+/// A batch whose commit has begun.
+struct UnderWay {
+    commit: Commit,
+    /// The entries it changes, as the store will have them. They leave it when the next batch takes them up.
+    entries: BTreeMap<Bytes, Staged>,
+    waiting: Vec<Waiting>,
+    _rooms: Vec<Room>,
+    /// How much there is once it is committed.
+    totals: Totals,
+    found: u64,
+    mended: u64,
 }
 
 /// What the disk has room for.
@@ -232,6 +267,7 @@ pub(crate) struct Writer<T> {
     batch_bytes: usize,
     /// How durable the batch being built has to be.
     batch_durability: Durability,
+    under_way: Option<UnderWay>,
     totals: watch::Sender<Totals>,
     stopped: watch::Sender<bool>,
 }
@@ -256,6 +292,7 @@ impl<T: Store> Writer<T> {
             identity,
             clock,
             batch_durability: config.durability,
+            under_way: None,
             config,
             gauges,
             damage,
@@ -276,49 +313,130 @@ impl<T: Store> Writer<T> {
         mut stop: watch::Receiver<bool>,
     ) {
         let mut changes = Vec::new();
+        let mut building = Building::default();
         loop {
             let gathered = queue.len();
+            let room = batch_max - building.changes;
             let received = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop), if !queue.is_closed() => {
                     queue.close();
                     continue;
                 }
-                received = queue.recv_many(&mut changes, batch_max) => received,
+                committed = outcome(&mut self.under_way) => {
+                    self.finish(committed, &mut building);
+                    continue;
+                }
+                received = queue.recv_many(&mut changes, room), if room > 0 => received,
             };
             if received == 0 {
                 break;
             }
             self.gauges.changes.set(gathered.max(received));
-            let mut changes = changes.drain(..);
-            while changes.len() > 0 {
-                self.apply(&mut changes).await;
+            for queued in changes.drain(..) {
+                if self.batch_bytes >= BATCH_BYTES_MAX {
+                    self.turn_over(&mut building).await;
+                }
+                self.apply(queued, &mut building);
             }
+            if self.under_way.is_none() {
+                self.begin(&mut building);
+            }
+        }
+        while self.under_way.is_some() {
+            self.turn_over(&mut building).await;
         }
         self.stopped.send_replace(true);
     }
 
-    /// Applies the first of the changes, as many as make a batch.
-    async fn apply(&mut self, changes: &mut impl ExactSizeIterator<Item = Queued>) {
-        let mut staged = BTreeMap::new();
-        let mut waiting = Vec::with_capacity(changes.len());
-        let mut rooms = Vec::new();
-        let before = changes.len();
+    /// Adds a change to the batch being built.
+    fn apply(&mut self, Queued { change, room }: Queued, building: &mut Building) {
+        let Building { staged, waiting, rooms, changes, space } = building;
+        let space = space.get_or_insert_with(|| self.space());
+        *changes += 1;
+        rooms.extend(room);
+        waiting.extend(self.stage(change, space, staged));
+    }
+
+    /// Begins the commit of the batch that was built; nothing may be under way. If nothing changed, there is nothing to wait for.
+    fn begin(&mut self, building: &mut Building) {
+        let Building { staged, waiting, rooms, changes, .. } = std::mem::take(building);
+        if changes == 0 {
+            return;
+        }
+        self.gauges.batch.set(changes);
         self.batch_bytes = 0;
-        self.batch_durability = self.config.durability;
-        let space = self.space();
-        while self.batch_bytes < BATCH_BYTES_MAX
-            && let Some(Queued { change, room }) = changes.next()
-        {
-            rooms.extend(room);
-            waiting.extend(self.stage(change, &space, &mut staged));
+        let durability = std::mem::replace(&mut self.batch_durability, self.config.durability);
+        let mut batch = Batch::new();
+        let mut entries = staged;
+        entries.retain(|_, entry| entry.changed);
+        let mut totals = *self.totals.borrow();
+        let (mut found, mut mended) = (0, 0);
+        for (store_key, entry) in &mut entries {
+            let bytes = entry.stored.encode();
+            let weight = weight(store_key, &entry.stored, bytes.len());
+            entry.before.replace(weight).into_iter().for_each(|before| totals.remove(before));
+            totals.add(weight);
+            let remains = entry.remains.take();
+            entry.newly_damaged = remains.is_some();
+            if std::mem::take(&mut entry.mended) {
+                damage::stage_mended(&mut batch, store_key);
+                mended += 1;
+            } else if let Some(remains) = remains {
+                damage::stage_found(&mut batch, store_key, remains);
+                found += 1;
+            }
+            entry.changed = false;
+            batch.put(Keyspace::Records, store_key.clone(), bytes);
         }
-        self.gauges.batch.set(before - changes.len());
-        let committed = self.commit(staged).await;
-        if let Err(error) = &committed {
-            tracing::error!(%error, "commit failed");
+        self.hints.take(&mut batch);
+        if batch.is_empty() {
+            answer(waiting, &Ok(()));
+            return;
         }
-        waiting.into_iter().for_each(|waiting: Waiting| waiting.answer(committed.clone()));
+        batch.put(Keyspace::Meta, Bytes::from_static(TOTALS_KEY), totals.encode());
+        let leased = self.identity.stage_lease(&mut batch);
+        let durability = if leased { Durability::Fsync } else { durability };
+        let store = self.store.clone();
+        let mut commit: Commit = Box::pin(async move { store.commit(batch, durability).await });
+        // It queues when it is first polled. Whoever waits for it polls it again.
+        if let Poll::Ready(committed) = commit.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            commit = Box::pin(std::future::ready(committed));
+        }
+        self.under_way = Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, found, mended });
+    }
+
+    /// Waits for the batch under way, if there is one, and begins the commit of the one that was built meanwhile.
+    async fn turn_over(&mut self, building: &mut Building) {
+        if self.under_way.is_some() {
+            let committed = outcome(&mut self.under_way).await;
+            self.finish(committed, building);
+        } else {
+            self.begin(building);
+        }
+    }
+
+    /// The batch under way has come to its end, and the next may begin. If it failed, the next fails with it, untried: it was
+    /// staged on top of what the store may not have.
+    fn finish(&mut self, committed: Result<(), StoreError>, building: &mut Building) {
+        let Some(done) = self.under_way.take() else { return };
+        match &committed {
+            Ok(()) => {
+                self.totals.send_replace(done.totals);
+                self.damage.committed(done.found, done.mended);
+                self.hints.committed();
+                // Before the answers, so that the disk need not wait for them.
+                self.begin(building);
+            }
+            Err(error) => {
+                tracing::error!(%error, "commit failed");
+                self.batch_bytes = 0;
+                self.batch_durability = self.config.durability;
+                self.hints.failed();
+                answer(std::mem::take(building).waiting, &committed);
+            }
+        }
+        answer(done.waiting, &committed);
     }
 
     /// What the disk has room for now. Running out of space in a commit would stop all writes until a restart.
@@ -421,8 +539,8 @@ impl<T: Store> Writer<T> {
         }
     }
 
-    /// The key's entry in this batch, from the store if this is the first change to it. An incomplete one takes the place of
-    /// one that is damaged.
+    /// The key's entry in this batch. If this is the first change to it, from the batch under way, or else from the store. An
+    /// incomplete one takes the place of one that is damaged.
     fn entry<'a>(
         &mut self,
         store_key: Bytes,
@@ -432,6 +550,11 @@ impl<T: Store> Writer<T> {
         match staged.entry(store_key) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(slot) => {
+                let under_way = self.under_way.as_mut();
+                if let Some(entry) = under_way.and_then(|batch| batch.entries.remove(slot.key())) {
+                    self.batch_bytes += entry.stored.record.value_len();
+                    return Ok(slot.insert(entry));
+                }
                 let (bytes, stored) = match self.store.get(Keyspace::Records, slot.key()) {
                     Ok(None) => (None, Ok(Stored::default())),
                     Ok(Some(bytes)) => {
@@ -452,7 +575,14 @@ impl<T: Store> Writer<T> {
                 self.batch_bytes += stored.record.value_len();
                 let before = len.map(|len| weight(slot.key(), &stored, len));
                 let changed = remains.is_some();
-                Ok(slot.insert(Staged { stored, before, changed, remains, mended: false }))
+                Ok(slot.insert(Staged {
+                    stored,
+                    before,
+                    changed,
+                    remains,
+                    newly_damaged: changed,
+                    mended: false,
+                }))
             }
         }
     }
@@ -533,38 +663,18 @@ impl<T: Store> Writer<T> {
         entry.changed = true;
         Ok(dot)
     }
+}
 
-    /// Commits what changed. Returns when it is as durable as promised.
-    async fn commit(&mut self, staged: BTreeMap<Bytes, Staged>) -> Result<(), StoreError> {
-        let mut batch = Batch::new();
-        let mut totals = *self.totals.borrow();
-        let (mut found, mut mended) = (0, 0);
-        for (store_key, entry) in staged.into_iter().filter(|(_, entry)| entry.changed) {
-            let bytes = entry.stored.encode();
-            entry.before.into_iter().for_each(|before| totals.remove(before));
-            totals.add(weight(&store_key, &entry.stored, bytes.len()));
-            if entry.mended {
-                damage::stage_mended(&mut batch, &store_key);
-                mended += 1;
-            } else if let Some(remains) = entry.remains {
-                damage::stage_found(&mut batch, &store_key, remains);
-                found += 1;
-            }
-            batch.put(Keyspace::Records, store_key, bytes);
-        }
-        self.hints.take(&mut batch);
-        if batch.is_empty() {
-            return Ok(());
-        }
-        batch.put(Keyspace::Meta, Bytes::from_static(TOTALS_KEY), totals.encode());
-        let leased = self.identity.stage_lease(&mut batch);
-        let durability = if leased { Durability::Fsync } else { self.batch_durability };
-        self.store.commit(batch, durability).await?;
-        self.totals.send_replace(totals);
-        self.damage.committed(found, mended);
-        self.hints.committed();
-        Ok(())
+/// How the batch under way ended, once it has; never if there is none.
+async fn outcome(under_way: &mut Option<UnderWay>) -> Result<(), StoreError> {
+    match under_way {
+        Some(batch) => batch.commit.as_mut().await,
+        None => std::future::pending().await,
     }
+}
+
+fn answer(waiting: Vec<Waiting>, committed: &Result<(), StoreError>) {
+    waiting.into_iter().for_each(|waiting| waiting.answer(committed.clone()));
 }
 
 /// Refuses a put that nobody counts on any more. What this server holds now was there before the put expired, so an event
@@ -596,10 +706,10 @@ fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> 
     Ok(missed)
 }
 
-/// Completes what was damaged. What is whole already is left as it is, and so is what was found damaged only now: the
-/// others' answers may be older than what was lost.
+/// Completes what was damaged. What is whole already is left as it is, and so is what was found damaged only now, in
+/// this batch or the one under way: the others' answers may be older than what was lost.
 fn mend(entry: &mut Staged, theirs: &Record) -> Result<(), ReplicaError> {
-    if entry.stored.is_incomplete && entry.remains.is_none() {
+    if entry.stored.is_incomplete && !entry.newly_damaged {
         merge(entry, theirs)?;
         entry.stored.is_incomplete = false;
         entry.changed = true;
