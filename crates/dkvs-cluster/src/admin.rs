@@ -61,7 +61,7 @@ impl<S: Socket, T: Store> Running<S, T> {
             damaged_found: damage.found(),
             damaged_waiting: damage.waiting(),
             scrubs: self.scrub.passes(),
-            siblings_warned: 0,
+            siblings_warned: replica.siblings_warned(),
             peers: self.coordinator.peers().into_iter().map(|peer| self.peer_report(peer)).collect(),
         }
     }

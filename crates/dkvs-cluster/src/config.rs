@@ -11,6 +11,7 @@ use dkvs_net::EndpointConfig;
 use dkvs_storage::Durability;
 
 use crate::clock::WallClock;
+use crate::siblings::SiblingLimits;
 
 /// Everything about one server but its socket and its store.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ pub struct ServerConfig {
     pub hint_bytes_max: u64,
     /// Time between pings to a server that is silent, and how long it may take to answer one.
     pub ping_interval: Duration,
+    /// How many siblings of a key are too many.
+    pub siblings: SiblingLimits,
     /// Longest value accepted, in bytes.
     pub value_len_max: usize,
     /// Longest lead of a peer's clock that is followed, in milliseconds.
@@ -86,6 +89,7 @@ impl ServerConfig {
             scrub_pause: Duration::from_secs(3_600),
             hint_bytes_max: 256 << 20,
             ping_interval: Duration::from_secs(1),
+            siblings: SiblingLimits::default(),
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             clock_skew_ms_max: 60_000,
             timeout_max: Duration::from_secs(60),

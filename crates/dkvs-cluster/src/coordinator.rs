@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -54,6 +54,12 @@ const REPORT_MAX: Duration = Duration::from_millis(100);
 const SILENCE_SHARE: u32 = 4;
 const SILENCE_MAX: Duration = Duration::from_millis(250);
 
+/// How long owners may take to acknowledge a repair after the answer.
+const LATE_REPAIR_MAX: Duration = Duration::from_secs(1);
+
+/// Keys that are repaired at one time after their gets were answered. More are left to later gets.
+const LATE_REPAIRS_MAX: usize = 1_024;
+
 /// What a call under way holds beside the key and the values: its task, its place in tables, versions.
 const CALL_LEN: usize = 1_024;
 
@@ -68,6 +74,8 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) replica: Replica<T>,
     /// Who answers.
     pub(crate) detector: FailureDetector,
+    /// The keys that are being repaired after their gets were answered.
+    pub(crate) repairs: LateRepairs,
     /// Bytes held for owners that had not answered when the client was.
     pub(crate) background: Gauge,
     /// What goes on after requests were answered. A stop waits for it.
@@ -80,6 +88,33 @@ pub(crate) struct Coordinator<S: Socket, T> {
 
 /// What one owner answered, or why it did not.
 type FromOwner<A> = (ServerIndex, Result<A, OwnerAnswer>);
+
+/// The keys that are being repaired after their gets were answered: each once.
+#[derive(Debug, Default)]
+pub(crate) struct LateRepairs(Mutex<BTreeSet<Bytes>>);
+
+/// A key's turn to be repaired, until dropped.
+struct Turn<'a>(&'a LateRepairs, Bytes);
+
+impl LateRepairs {
+    /// `None` while the key is being repaired, or too many are.
+    fn begin(&self, key: &Bytes) -> Option<Turn<'_>> {
+        let mut keys = self.keys();
+        let is_free = keys.len() < LATE_REPAIRS_MAX && keys.insert(key.clone());
+        is_free.then(|| Turn(self, key.clone()))
+    }
+
+    fn keys(&self) -> MutexGuard<'_, BTreeSet<Bytes>> {
+        // Nothing that can panic runs under this lock, so a poisoned one guards a whole set.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.keys().remove(&self.1);
+    }
+}
 
 /// A write that owners have missed.
 #[derive(Clone)]
@@ -459,7 +494,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 tokio::select! {
                     biased;
                     () = stopping.cancelled() => {}
-                    () = read.run_until(|_| false) => {}
+                    () = read.repair_late() => {}
                 }
                 drop(room);
             });
@@ -534,6 +569,42 @@ impl<S: Socket, T: Store> Read<S, T> {
             };
             self.send_repairs();
         }
+    }
+
+    /// After the answer: waits for those that have not replied, then has everybody who is found to lack something take all
+    /// that was found. One repair of a key at a time: what another one is at is left to it, or to the next get.
+    async fn repair_late(mut self) {
+        let mut late = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some((owner, answer)) = self.repairs.next() => match answer {
+                    Ok(_) => self.quorum.repaired(owner),
+                    Err(reason) => self.quorum.failed(owner, reason),
+                },
+                Some((owner, answer)) = self.fetches.next() => {
+                    late.extend(answer.ok().map(|record| (owner, record)));
+                    continue;
+                }
+                else => break,
+            };
+        }
+        let Some(target) = self.quorum.target() else { return };
+        let mut all = target.clone();
+        late.iter().for_each(|(_, record)| all.merge(record));
+        let held = self.quorum.holders().map(|owner| (owner, target));
+        let held = held.chain(late.iter().map(|(owner, record)| (*owner, record)));
+        let stale: Vec<_> =
+            held.filter(|(_, record)| !record.includes(&all)).map(|(owner, _)| owner).collect();
+        if stale.is_empty() || !fits(&all) {
+            return;
+        }
+        let Some(_turn) = self.coordinator.repairs.begin(&self.key) else { return };
+        let deadline = Instant::now() + LATE_REPAIR_MAX;
+        let merge = |owner| {
+            self.coordinator.clone().merge_at(owner, self.key.clone(), all.clone(), deadline, Terms::UPKEEP)
+        };
+        stale.into_iter().map(merge).collect::<Writes>().for_each(|_| async {}).await;
     }
 
     fn send_repairs(&mut self) {
@@ -635,4 +706,21 @@ fn report<'a>(
 fn missed(needed: u16, owners: Vec<(ServerIndex, OwnerAnswer)>, start: Instant) -> Failure {
     let waited_ms = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
     Failure::Quorum(QuorumMissed { needed, owners, waited_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_repaired_once_at_a_time_and_not_too_many_are() {
+        let repairs = LateRepairs::default();
+        let key = |number: usize| Bytes::from(format!("key {number}"));
+        let first = repairs.begin(&key(0));
+        assert!(first.is_some() && repairs.begin(&key(0)).is_none());
+        drop(first);
+        let turns: Vec<_> = (0..LATE_REPAIRS_MAX).map(|number| repairs.begin(&key(number))).collect();
+        assert!(turns.iter().all(Option::is_some));
+        assert!(repairs.begin(&key(LATE_REPAIRS_MAX)).is_none());
+    }
 }

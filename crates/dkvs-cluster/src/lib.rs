@@ -31,6 +31,8 @@ mod damage;
 
 mod identity;
 
+mod siblings;
+
 mod replica;
 
 mod writer;
@@ -59,4 +61,5 @@ pub use config::ServerConfig;
 pub use hints::{DirtyMark, Tally, Target, all_hints};
 pub use replica::{Replica, ReplicaError};
 pub use server::Server;
+pub use siblings::SiblingLimits;
 pub use stored::decode_entry;

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::damage::{Damage, is_damage};
 use crate::hints::{self, DirtyMark, Hint, HintChange, HintWriter, HintsKept, Target};
 use crate::identity::Identity;
+use crate::siblings::SiblingLimits;
 use crate::stored::{Stored, key_of, store_key};
 use crate::writer::{Change, Event, Gauges, Queued, Totals, Writer};
 
@@ -96,6 +97,7 @@ pub(crate) struct ReplicaConfig {
     pub(crate) disk_free_bytes_min: u64,
     /// Bytes of hints kept for one server.
     pub(crate) hint_bytes_max: u64,
+    pub(crate) siblings: SiblingLimits,
 }
 
 /// One entry of a page: a key and its record.
@@ -320,6 +322,11 @@ impl<T: Store> Replica<T> {
         hints::page(&*self.store, target, after)
     }
 
+    /// How often a change left a key with many siblings.
+    pub(crate) fn siblings_warned(&self) -> u64 {
+        self.gauges.siblings.count()
+    }
+
     /// How much is kept for other servers.
     pub(crate) fn hints_kept(&self) -> &HintsKept {
         &self.hints_kept
@@ -380,7 +387,7 @@ impl<T: Store> Replica<T> {
 
     /// How full the writer's queue and its batches are, and were at most.
     pub(crate) fn levels(&self) -> [Level; 3] {
-        let Gauges { changes, change_bytes, batch } = &*self.gauges;
+        let Gauges { changes, change_bytes, batch, .. } = &*self.gauges;
         [changes.level("changes"), change_bytes.level("change_bytes"), batch.level("batch")]
     }
 
@@ -447,8 +454,14 @@ mod tests {
         let random = StdRng::seed_from_u64(1);
         let limits = QueueLimits { changes_max: 8, bytes_max: 1 << 20, batch_max: 4 };
         let data_dir = String::new();
-        let config =
-            ReplicaConfig { durability, limits, data_dir, disk_free_bytes_min: 0, hint_bytes_max: 1 << 20 };
+        let config = ReplicaConfig {
+            durability,
+            limits,
+            data_dir,
+            disk_free_bytes_min: 0,
+            hint_bytes_max: 1 << 20,
+            siblings: SiblingLimits::default(),
+        };
         Replica::open(store, Start::New, config, clock, random).await.unwrap()
     }
 

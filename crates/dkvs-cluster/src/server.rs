@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::ServerConfig;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, LateRepairs};
 use crate::failure_detector::{self, FailureDetector};
 use crate::hints;
 use crate::mend;
@@ -78,6 +78,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             data_dir: config.data_dir.clone(),
             disk_free_bytes_min: config.disk_free_bytes_min,
             hint_bytes_max: config.hint_bytes_max,
+            siblings: config.siblings,
         };
         let replica =
             Replica::open(Arc::new(store), start, replica_config, clock.clone(), identity_random).await?;
@@ -96,6 +97,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             endpoint: endpoint.clone(),
             replica,
             detector,
+            repairs: LateRepairs::default(),
             background: Gauge::new(config.background_bytes_max),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),

@@ -33,6 +33,7 @@ use crate::damage::{self, Damage, is_damage};
 use crate::hints::{HintChange, HintWriter};
 use crate::identity::Identity;
 use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
+use crate::siblings::SiblingWarnings;
 use crate::stored::{Stored, store_key};
 
 /// Bytes of records after which a batch takes no more changes: a small change to a key with many values reads and writes
@@ -106,6 +107,7 @@ pub(crate) struct Gauges {
     pub(crate) changes: Gauge,
     pub(crate) change_bytes: Gauge,
     pub(crate) batch: Gauge,
+    pub(crate) siblings: SiblingWarnings,
 }
 
 impl Gauges {
@@ -114,6 +116,7 @@ impl Gauges {
             changes: Gauge::new(limits.changes_max),
             change_bytes: Gauge::new(bytes_max),
             batch: Gauge::new(limits.batch_max),
+            siblings: SiblingWarnings::default(),
         }
     }
 }
@@ -482,7 +485,9 @@ impl<T: Store> Writer<T> {
                     .and_then(|()| space.admit(cause))
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| {
+                        let before = entry.stored.record.siblings().len();
                         let event = self.event(entry, context, op, body)?;
+                        self.look_at_siblings(&key, before, entry);
                         self.strengthen(entry, durability);
                         Ok(event)
                     });
@@ -493,7 +498,9 @@ impl<T: Store> Writer<T> {
                     .admit(terms.cause)
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| {
+                        let before = entry.stored.record.siblings().len();
                         let missed = merge(entry, &record)?;
+                        self.look_at_siblings(&key, before, entry);
                         self.strengthen(entry, terms.durability);
                         Ok(missed)
                     });
@@ -527,6 +534,11 @@ impl<T: Store> Writer<T> {
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
         }
+    }
+
+    fn look_at_siblings(&self, key: &[u8], before: usize, entry: &Staged) {
+        let after = entry.stored.record.siblings().len();
+        self.gauges.siblings.look(self.config.siblings, key, before, after);
     }
 
     /// Has the batch be as durable as one of its changes asks. What that one found already done may have been done with
@@ -615,6 +627,7 @@ impl<T: Store> Writer<T> {
                 len_max: RECORD_LEN_MAX as u64,
             }));
         }
+        self.config.siblings.admit(record, &context).map_err(ReplicaError::Refused)?;
         let write = Write { op, hlc: self.clock.tick(), expires: None, body };
         let dot = self.make_event(entry, &context, write)?;
         let record = entry.stored.record.clone();
