@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs::{Client, ClientConfig, Ring, ServerIndex, ServerList, ServerName};
-use dkvs_cluster::{Replica, Server, ServerConfig, Target, all_hints};
+use dkvs_cluster::{Kept, Replica, Server, ServerConfig, Target, decode_kept};
 use dkvs_core::record::Record;
 use dkvs_core::servers::ServerEntry;
 use dkvs_net::faults::{Faults, FaultySocket};
@@ -247,9 +247,14 @@ impl Cluster {
     #[must_use]
     pub fn hints(&self, holder: ServerIndex, target: ServerIndex) -> Vec<(Bytes, Record)> {
         let target = Target::of(&self.ring.servers()[target].name);
-        let all = all_hints(&*self.members[holder.as_usize()].store).expect("a store in memory");
-        let ours = all.into_iter().filter(|(of, ..)| *of == target);
-        ours.map(|(_, key, record)| (key, record.expect("a whole hint"))).collect()
+        let entries = self.entries(holder, Keyspace::Hints);
+        let hint = |(place, value)| match decode_kept(&place, &value)? {
+            Kept::Hint { target: of, key, record } if of == target => {
+                Some((key, record.expect("a whole hint")))
+            }
+            Kept::Hint { .. } | Kept::Dirty(_) => None,
+        };
+        entries.into_iter().filter_map(hint).collect()
     }
 
     /// All that stands in one keyspace of a server's store.

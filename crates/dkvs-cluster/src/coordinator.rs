@@ -37,7 +37,7 @@ use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,6 +53,9 @@ const REPORT_MAX: Duration = Duration::from_millis(100);
 /// Part of a request's time after which an owner that shows no sign of life is passed over when forwarding.
 const SILENCE_SHARE: u32 = 4;
 const SILENCE_MAX: Duration = Duration::from_millis(250);
+
+/// Pause before a hint that the store could not take is written again.
+const HINT_RETRY: Duration = Duration::from_secs(1);
 
 /// How long owners may take to acknowledge a repair after the answer.
 const LATE_REPAIR_MAX: Duration = Duration::from_secs(1);
@@ -266,9 +269,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                     drop(room);
                 });
             }
+            // No request waits longer than it may for a store that takes nothing.
             None => {
+                drop(writes);
                 for owner in failed.into_iter().chain(waiting) {
-                    self.hint(owner, &missed).await;
+                    let _ = timeout_at(deadline, self.hint(owner, &missed)).await;
                 }
             }
         }
@@ -323,18 +328,29 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Target::of(&self.ring.servers()[server].name)
     }
 
-    /// Keeps a record for an owner that has not acknowledged it.
+    /// Keeps a record for an owner that has not acknowledged it. What the store cannot take now is tried again until the
+    /// server ends or the store takes nothing more.
     async fn hint(&self, owner: ServerIndex, missed: &Missed) {
-        if self.killed.is_cancelled() {
-            return;
-        }
-        let Missed { key, record, durability } = missed.clone();
-        let change = HintChange::Keep { target: self.target(owner), key, record };
-        match self.replica.hint(change, durability).await {
-            Ok(()) => self.detector.news(owner).notify_one(),
-            Err(error) => {
+        loop {
+            if self.killed.is_cancelled() {
+                return;
+            }
+            let Missed { key, record, durability } = missed.clone();
+            let change = HintChange::Keep { target: self.target(owner), key, record };
+            let Err(error) = self.replica.hint(change, durability).await else {
+                return self.detector.news(owner).notify_one();
+            };
+            let is_over = self.stopping.is_cancelled() || self.replica.health().poisoned.is_some();
+            if is_over {
                 let count = self.replica.hints_kept().not_kept();
                 tracing::warn!(?owner, %error, count, "a write that an owner missed cannot be kept for it");
+                return;
+            }
+            tracing::debug!(?owner, %error, "a write that an owner missed cannot be kept for it now");
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => {}
+                () = sleep(HINT_RETRY) => {}
             }
         }
     }

@@ -104,13 +104,13 @@ pub(crate) enum HintChange {
 
 /// How much is kept for one target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Hints.
-    pub hints: u64,
+    pub(crate) hints: u64,
     /// Bytes of their places and values.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Dirty marks.
-    pub dirty: u64,
+    pub(crate) dirty: u64,
 }
 
 /// How much is kept for whom, as committed.
@@ -417,19 +417,31 @@ pub(crate) fn page(
     Ok(ours.collect())
 }
 
-/// The hints in a store, for tools that read one without its server: for each the target, the key and the record, if it is
-/// whole.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn all_hints(store: &impl Store) -> Result<Vec<(Target, Bytes, Option<Record>)>, StoreError> {
-    let all = ScanLimit { entries_max: usize::MAX, bytes_max: usize::MAX };
-    let entries = store.scan(Keyspace::Hints, None, all)?;
-    let hint = |(place, value): (Bytes, Bytes)| match Place::read(&place)? {
-        Place::Hint { target, key } => Some((target, key, decode(&value).ok())),
-        Place::Dirty { .. } => None,
-    };
-    Ok(entries.into_iter().filter_map(hint).collect())
+/// What an entry of [`Keyspace::Hints`] is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A hint.
+    Hint {
+        /// Whom it is for.
+        target: Target,
+        /// The key.
+        key: Bytes,
+        /// What the target missed; `None` when the hint is damaged.
+        record: Option<Record>,
+    },
+    /// A dirty mark.
+    Dirty(DirtyMark),
+}
+
+/// Reads an entry of [`Keyspace::Hints`], for tools that read a store without its server; `None` when it is none.
+#[must_use]
+pub fn decode_kept(place: &Bytes, value: &Bytes) -> Option<Kept> {
+    Some(match Place::read(place)? {
+        Place::Hint { target, key } => Kept::Hint { target, key, record: decode(value).ok() },
+        Place::Dirty { target, partition } => {
+            Kept::Dirty(DirtyMark { target, partition, times: times(value) })
+        }
+    })
 }
 
 /// The dirty marks after one of them, at most so many.

@@ -58,7 +58,7 @@ pub mod write_path;
 
 pub use clock::WallClock;
 pub use config::ServerConfig;
-pub use hints::{DirtyMark, Tally, Target, all_hints};
+pub use hints::{DirtyMark, Kept, Target, decode_kept};
 pub use replica::{Replica, ReplicaError};
 pub use server::Server;
 pub use siblings::SiblingLimits;

@@ -281,6 +281,9 @@ impl World {
     /// Ends a server's program. Its streams end without a word: tokio drops tasks in an order that depends on how many there
     /// were in the whole process before, and so would be what their ends say, and when it arrives.
     fn crash(&mut self, server: Host) {
+        let at = self.now();
+        let from = self.shared.servers[server].disk.poisoned_at().unwrap_or(at);
+        self.shared.recorder.with(|history| history.ends.push((index(server), from, at)));
         let others = self.others(server);
         others.iter().for_each(|&other| self.cut(server, other));
         self.sim.crash(self.shared.ips[server]);
