@@ -297,6 +297,13 @@ impl Disk {
         .collect()
     }
 
+    /// Whether something may keep its server from reading or writing just now.
+    #[must_use]
+    pub fn is_hindered(&self) -> bool {
+        let DiskConditions { read_fault, write_fault, free, frozen, .. } = self.lock().conditions;
+        frozen || free != u64::MAX || read_fault > 0.0 || write_fault > 0.0
+    }
+
     /// Since when its server takes no more writes, if so.
     #[must_use]
     pub fn poisoned_at(&self) -> Option<Micros> {

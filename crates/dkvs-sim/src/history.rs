@@ -184,8 +184,8 @@ pub struct History {
     pub healed: Option<Micros>,
     /// Every life of a server or client that is over, in the order of their ends.
     pub lives: Vec<Life>,
-    /// When servers ended without being asked to: from when a store took nothing more, or else from the end itself, to the
-    /// end.
+    /// When servers ended with hints that they may not have written: from when their disk may have kept them from it, or else
+    /// from an end that nobody asked for, to the end.
     pub ends: Vec<(ServerIndex, Micros, Micros)>,
     /// The disks of all servers when the faults had ended, clients had finished, and no hint was left or none was delivered
     /// any more; before every key was read with R = N.

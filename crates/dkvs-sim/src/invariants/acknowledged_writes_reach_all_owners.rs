@@ -3,8 +3,8 @@
 //! When all faults have ended, clients have finished and no hint is left, each owner of a key, for the N of the write, knows
 //! the event of every acknowledged write: it holds its value, or has replaced it.
 //!
-//! Not checked: a write during which, or within [`HINTED`] of whose deadline, one of the owners ended without being asked to or
-//! took no more writes, as that may have been its coordinator, and no hint outlives it then; one after whose call a disk of an owner was damaged, as hints
+//! Not checked: a write during which, or within [`HINTED`] of whose deadline, one of the owners ended without being asked to, or
+//! its disk may have kept it from writing hints until it ended, as that may have been its coordinator, and no hint outlives it then; one after whose call a disk of an owner was damaged, as hints
 //! were lost with it; one of a partition that is marked as one in which an owner missed writes; one whose events were never
 //! seen, or may not be told from a second execution's. How long it takes is checked by the runner.
 
