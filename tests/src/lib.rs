@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs::{Client, ClientConfig, Ring, ServerIndex, ServerList, ServerName};
-use dkvs_cluster::{Server, ServerConfig};
+use dkvs_cluster::{Kept, Replica, Server, ServerConfig, Target, decode_kept};
 use dkvs_core::record::Record;
 use dkvs_core::servers::ServerEntry;
 use dkvs_net::faults::{Faults, FaultySocket};
@@ -32,6 +32,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a test's client waits for a sign of life: longer than any pause of a busy machine, short enough to pass
 /// over killed servers.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// Short, so that a server that is back is noticed soon.
+const PING_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A socket of a test: real, with faults.
 pub type TestSocket = FaultySocket<Port>;
@@ -55,6 +58,8 @@ pub struct Plan {
     pub seed: u64,
     /// Pause of servers between looking at all they have for damage; `None` if they do not look.
     pub scrub_pause: Option<Duration>,
+    /// Bytes of hints that a server keeps for another one.
+    pub hint_bytes_max: u64,
 }
 
 impl Plan {
@@ -69,7 +74,14 @@ impl Plan {
     /// These servers.
     #[must_use]
     pub fn with(servers: Vec<ServerEntry>) -> Self {
-        Self { servers, initial: Vec::new(), faults: Faults::default(), seed: 1, scrub_pause: None }
+        Self {
+            servers,
+            initial: Vec::new(),
+            faults: Faults::default(),
+            seed: 1,
+            scrub_pause: None,
+            hint_bytes_max: 256 << 20,
+        }
     }
 }
 
@@ -161,6 +173,8 @@ impl Cluster {
             Some(pause) => config.scrub_pause = pause,
             None => config.scrub_bytes_per_s = 0,
         }
+        config.hint_bytes_max = self.plan.hint_bytes_max;
+        config.ping_interval = PING_INTERVAL;
         let socket = FaultySocket::new(port, self.plan.faults, unique);
         let store = member.store.clone();
         let running = Server::start(socket, store, start, initial, config).await;
@@ -224,6 +238,44 @@ impl Cluster {
     pub fn readable(&self, server: ServerIndex, key: &str) -> Option<Record> {
         let running = self.members[server.as_usize()].running.as_ref().expect("the server runs");
         running.replica().fetch(key.as_bytes()).ok()
+    }
+
+    /// What a server, running or not, keeps for another one: keys and records.
+    ///
+    /// # Panics
+    /// When a hint is damaged.
+    #[must_use]
+    pub fn hints(&self, holder: ServerIndex, target: ServerIndex) -> Vec<(Bytes, Record)> {
+        let target = Target::of(&self.ring.servers()[target].name);
+        let entries = self.entries(holder, Keyspace::Hints);
+        let hint = |(place, value)| match decode_kept(&place, &value)? {
+            Kept::Hint { target: of, key, record } if of == target => {
+                Some((key, record.expect("a whole hint")))
+            }
+            Kept::Hint { .. } | Kept::Dirty(_) => None,
+        };
+        entries.into_iter().filter_map(hint).collect()
+    }
+
+    /// All that stands in one keyspace of a server's store.
+    #[must_use]
+    pub fn entries(&self, server: ServerIndex, keyspace: Keyspace) -> Vec<(Bytes, Bytes)> {
+        let all = ScanLimit { entries_max: usize::MAX, bytes_max: usize::MAX };
+        self.members[server.as_usize()].store.scan(keyspace, None, all).expect("a store in memory")
+    }
+
+    /// Puts entries into a killed server's store.
+    pub async fn put_back(&self, server: ServerIndex, keyspace: Keyspace, entries: Vec<(Bytes, Bytes)>) {
+        let mut batch = Batch::new();
+        entries.into_iter().for_each(|(place, value)| batch.put(keyspace, place, value));
+        let store = &self.members[server.as_usize()].store;
+        store.commit(batch, Durability::Memory).await.expect("a store in memory");
+    }
+
+    /// What a running server has of records.
+    #[must_use]
+    pub fn replica(&self, server: ServerIndex) -> &Replica<Arc<MemoryStore>> {
+        self.members[server.as_usize()].running.as_ref().expect("the server runs").replica()
     }
 
     /// A client with the library's defaults, but patient: a busy machine must not fail a test.

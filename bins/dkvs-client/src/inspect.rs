@@ -14,7 +14,7 @@ use std::io::{self, Seek, Write};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs::{Client, Partition, Position, ServerIndex, ServerName, Status};
+use dkvs::{Client, Liveness, Partition, Peer, Position, ServerIndex, ServerName, Status};
 use serde::{Serialize, Serializer};
 use tempfile::SpooledTempFile;
 use tokio::task::JoinSet;
@@ -294,6 +294,19 @@ struct UpJson {
     damaged_found: u64,
     damaged_waiting: u64,
     scrubs: u64,
+    siblings_warned: u64,
+    peers: Vec<PeerJson>,
+}
+
+#[derive(Serialize)]
+struct PeerJson {
+    server: String,
+    liveness: &'static str,
+    since_ms: u64,
+    reason: String,
+    hints: u64,
+    hint_bytes: u64,
+    dirty_partitions: u64,
 }
 
 #[derive(Serialize)]
@@ -319,7 +332,7 @@ async fn status(client: &Client, out: &mut Output<impl Write>) -> Result<(), Fai
         Format::Json => {
             let (error, kind) =
                 if answered { (None, None) } else { (Some("no server answered"), Some("unavailable")) };
-            let servers = rows.into_iter().map(|(name, status)| server_json(name, status)).collect();
+            let servers = rows.into_iter().map(|(name, status)| server_json(client, name, status)).collect();
             out.json(&StatusJson { ok: answered, error, kind, servers })?;
         }
     }
@@ -385,12 +398,13 @@ fn remark_on(client: &Client, name: &ServerName, status: &Result<Status, dkvs::E
                 let count = status.damaged_waiting;
                 note(&format!("{name} has {count} damaged record(s) that are not repaired yet; see its log"));
             }
+            status.peers.iter().for_each(|peer| remark_on_peer(client, name, peer));
         }
         Err(error) => note(&error.to_string()),
     }
 }
 
-fn server_json(name: &ServerName, status: Result<Status, dkvs::Error>) -> ServerJson {
+fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::Error>) -> ServerJson {
     let server = name.to_string();
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     match status {
@@ -412,8 +426,49 @@ fn server_json(name: &ServerName, status: Result<Status, dkvs::Error>) -> Server
             damaged_found: status.damaged_found,
             damaged_waiting: status.damaged_waiting,
             scrubs: status.scrubs,
+            siblings_warned: status.siblings_warned,
+            peers: status.peers.into_iter().filter_map(|peer| peer_json(client, peer)).collect(),
         }),
         Err(error) => ServerJson::Down(DownJson { server, state: "down", error: error.to_string() }),
+    }
+}
+
+/// What one server sees amiss with another.
+fn remark_on_peer(client: &Client, name: &ServerName, peer: &Peer) {
+    let Some(other) = client.ring().servers().get(peer.server).map(|entry| &entry.name) else { return };
+    if peer.liveness != Liveness::Up {
+        let (liveness, since) = (in_words(peer.liveness), uptime(peer.since));
+        note(&format!("{name} sees {other} {liveness} for {since}: it {}", peer.reason));
+    }
+    if peer.hints > 0 {
+        note(&format!("{name} holds {} hint(s) of {} bytes for {other}", peer.hints, peer.hint_bytes));
+    }
+    if peer.dirty_partitions > 0 {
+        let count = peer.dirty_partitions;
+        note(&format!(
+            "{name} knows of {count} partition(s) in which {other} missed writes and no hint is kept"
+        ));
+    }
+}
+
+/// `None` for a server that is not on the client's ring.
+fn peer_json(client: &Client, peer: Peer) -> Option<PeerJson> {
+    Some(PeerJson {
+        server: client.ring().servers().get(peer.server)?.name.to_string(),
+        liveness: in_words(peer.liveness),
+        since_ms: u64::try_from(peer.since.as_millis()).unwrap_or(u64::MAX),
+        reason: peer.reason,
+        hints: peer.hints,
+        hint_bytes: peer.hint_bytes,
+        dirty_partitions: peer.dirty_partitions,
+    })
+}
+
+fn in_words(liveness: Liveness) -> &'static str {
+    match liveness {
+        Liveness::Up => "up",
+        Liveness::Suspect => "suspect",
+        Liveness::Down => "down",
     }
 }
 

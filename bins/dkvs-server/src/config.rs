@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
+use dkvs_cluster::SiblingLimits;
 use dkvs_core::limits::VALUE_LEN_MAX_DEFAULT;
 use dkvs_net::EndpointConfig;
 use dkvs_storage::{Durability, FjallConfig};
@@ -41,12 +42,15 @@ pub(crate) struct Config {
     pub(crate) disk_free_bytes_min: u64,
     pub(crate) scrub_bytes_per_s: u64,
     pub(crate) scrub_pause_ms: u64,
+    pub(crate) hint_bytes_max: u64,
 
     pub(crate) n: Option<usize>,
     pub(crate) r: Option<usize>,
     pub(crate) w: Option<usize>,
 
     pub(crate) value_len_max: usize,
+    pub(crate) siblings_warn: usize,
+    pub(crate) siblings_max: usize,
     pub(crate) datagram_len_max: usize,
     pub(crate) calls_max: usize,
     pub(crate) requests_max: usize,
@@ -56,6 +60,7 @@ pub(crate) struct Config {
     pub(crate) stream_bytes_max: usize,
 
     pub(crate) timeout_max_ms: u64,
+    pub(crate) ping_interval_ms: u64,
     pub(crate) retransmit_min_ms: u64,
     pub(crate) retransmit_max_ms: u64,
     pub(crate) stream_idle_max_ms: u64,
@@ -103,6 +108,7 @@ impl Default for Config {
     fn default() -> Self {
         let endpoint = EndpointConfig::default();
         let store = FjallConfig::default();
+        let siblings = SiblingLimits::default();
         Self {
             listen: None,
             advertise: None,
@@ -117,10 +123,13 @@ impl Default for Config {
             disk_free_bytes_min: 256 << 20,
             scrub_bytes_per_s: 4 << 20,
             scrub_pause_ms: 3_600_000,
+            hint_bytes_max: 256 << 20,
             n: None,
             r: None,
             w: None,
             value_len_max: VALUE_LEN_MAX_DEFAULT,
+            siblings_warn: siblings.warn,
+            siblings_max: siblings.max,
             datagram_len_max: endpoint.datagram_len_max,
             calls_max: endpoint.calls_max,
             requests_max: endpoint.requests_max,
@@ -129,6 +138,7 @@ impl Default for Config {
             streams_max: endpoint.streams_max,
             stream_bytes_max: endpoint.stream_bytes_max,
             timeout_max_ms: 60_000,
+            ping_interval_ms: 1_000,
             retransmit_min_ms: millis(endpoint.retransmit_min),
             retransmit_max_ms: millis(endpoint.retransmit_max),
             stream_idle_max_ms: millis(endpoint.stream_idle_max),

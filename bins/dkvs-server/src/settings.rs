@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{anyhow, ensure};
-use dkvs_cluster::{ServerConfig, WallClock};
-use dkvs_core::limits::RECORD_LEN_MAX;
+use dkvs_cluster::{ServerConfig, SiblingLimits, WallClock};
+use dkvs_core::limits::{RECORD_LEN_MAX, SIBLINGS_LEN_MAX};
 use dkvs_core::quorum::Quorum;
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::ServerIndex;
@@ -44,12 +44,15 @@ impl Settings {
     /// Checks every number.
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         within("value_len_max", config.value_len_max, 1..=RECORD_LEN_MAX)?;
+        within("siblings_max", config.siblings_max, 1..=SIBLINGS_LEN_MAX)?;
+        within("siblings_warn", config.siblings_warn, 2..=SIBLINGS_LEN_MAX)?;
         within("calls_max", config.calls_max, 1..=COUNT_MAX)?;
         within("requests_max", config.requests_max, 1..=COUNT_MAX)?;
         within("outbox_len_max", config.outbox_len_max, 1..=COUNT_MAX)?;
         within("sessions_max", config.sessions_max, 1..=COUNT_MAX)?;
         within("streams_max", config.streams_max, 1..=COUNT_MAX)?;
         within("timeout_max_ms", config.timeout_max_ms, 1..=MS_MAX)?;
+        within("ping_interval_ms", config.ping_interval_ms, 10..=MS_MAX)?;
         within("retransmit_max_ms", config.retransmit_max_ms, 1..=MS_MAX)?;
         within("stream_idle_max_ms", config.stream_idle_max_ms, 1..=MS_MAX)?;
         within("stop_grace_ms", config.stop_grace_ms, 0..=MS_MAX)?;
@@ -101,6 +104,9 @@ impl Settings {
             disk_free_bytes_min: self.config.disk_free_bytes_min,
             scrub_bytes_per_s: self.config.scrub_bytes_per_s,
             scrub_pause: Duration::from_millis(self.config.scrub_pause_ms),
+            hint_bytes_max: self.config.hint_bytes_max,
+            ping_interval: Duration::from_millis(self.config.ping_interval_ms),
+            siblings: SiblingLimits { warn: self.config.siblings_warn, max: self.config.siblings_max },
             value_len_max: self.config.value_len_max,
             clock_skew_ms_max: self.config.clock_skew_max_ms,
             timeout_max: Duration::from_millis(self.config.timeout_max_ms),
@@ -153,6 +159,9 @@ mod tests {
                 disk_free_bytes_min,
                 scrub_bytes_per_s,
                 scrub_pause,
+                hint_bytes_max,
+                ping_interval,
+                siblings,
                 value_len_max,
                 clock_skew_ms_max,
                 timeout_max,
@@ -160,7 +169,8 @@ mod tests {
                 ..
             } = config.clone();
             let storage = (durability, disk_free_bytes_min, scrub_bytes_per_s, scrub_pause);
-            (quorum, storage, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
+            let repair = (hint_bytes_max, ping_interval, siblings);
+            (quorum, storage, repair, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
         };
         assert_eq!(rest(&ours), rest(&theirs));
         assert_eq!(Settings::new(Config::default()).unwrap().store, Some(FjallConfig::default()));

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use dkvs_core::record::{Body, Record};
-use dkvs_core::servers::ServerEntry;
+use dkvs_core::servers::{ServerEntry, ServerIndex};
 use dkvs_net::Socket;
 use dkvs_proto::message::Refusal;
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+    AdminAnswer, AdminRequest, PeerReport, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
 };
 use dkvs_proto::message::client::Token;
 use dkvs_storage::{ScanLimit, Store, StoreError};
@@ -61,6 +61,22 @@ impl<S: Socket, T: Store> Running<S, T> {
             damaged_found: damage.found(),
             damaged_waiting: damage.waiting(),
             scrubs: self.scrub.passes(),
+            siblings_warned: replica.siblings_warned(),
+            peers: self.coordinator.peers().into_iter().map(|peer| self.peer_report(peer)).collect(),
+        }
+    }
+
+    fn peer_report(&self, server: ServerIndex) -> PeerReport {
+        let view = self.coordinator.detector.view(server);
+        let kept = self.coordinator.replica.hints_kept().tally(self.coordinator.target(server));
+        PeerReport {
+            server,
+            liveness: view.liveness,
+            since_ms: u64::try_from(view.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            reason: view.reason.to_string(),
+            hints: kept.hints,
+            hint_bytes: kept.bytes,
+            dirty_partitions: kept.dirty,
         }
     }
 

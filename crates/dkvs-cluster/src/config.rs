@@ -11,6 +11,7 @@ use dkvs_net::EndpointConfig;
 use dkvs_storage::Durability;
 
 use crate::clock::WallClock;
+use crate::siblings::SiblingLimits;
 
 /// Everything about one server but its socket and its store.
 #[derive(Clone)]
@@ -32,6 +33,13 @@ pub struct ServerConfig {
     pub scrub_bytes_per_s: u64,
     /// Pause between looking at all records and doing so again.
     pub scrub_pause: Duration,
+    /// Bytes of hints kept for one server that misses writes. What would need more leaves a mark that replicas have to be
+    /// compared.
+    pub hint_bytes_max: u64,
+    /// Time between pings to a server that is silent, and how long it may take to answer one.
+    pub ping_interval: Duration,
+    /// How many siblings of a key are too many.
+    pub siblings: SiblingLimits,
     /// Longest value accepted, in bytes.
     pub value_len_max: usize,
     /// Longest lead of a peer's clock that is followed, in milliseconds.
@@ -45,7 +53,7 @@ pub struct ServerConfig {
     /// Most changes in one commit. More would only make the first of them wait longer.
     pub batch_max: usize,
     /// Bytes that requests may hold in the background after they were answered, for owners that have not answered. What
-    /// would need more is given up: those owners are brought up to date by a later read.
+    /// would need more is given up: those owners get a hint at once.
     pub background_bytes_max: usize,
     /// The transport.
     pub endpoint: EndpointConfig,
@@ -79,6 +87,9 @@ impl ServerConfig {
             disk_free_bytes_min: 256 << 20,
             scrub_bytes_per_s: 4 << 20,
             scrub_pause: Duration::from_secs(3_600),
+            hint_bytes_max: 256 << 20,
+            ping_interval: Duration::from_secs(1),
+            siblings: SiblingLimits::default(),
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             clock_skew_ms_max: 60_000,
             timeout_max: Duration::from_secs(60),

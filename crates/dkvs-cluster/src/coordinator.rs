@@ -10,12 +10,12 @@
 //!   get   this server's record ──> "send yours unless it is this one" ──> R agree, or are made to ──> answer
 //! ```
 //!
-//! What it leaves out: it asks owners in vain that are down, every time. Knowing who is down, and keeping hints for
-//! them, is another module's business.
+//! What it leaves out: it asks all owners every time, also those that are thought to be down. Whoever answers counts.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,14 +31,18 @@ use dkvs_proto::message::client::{
     Token,
 };
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Refusal, Request};
+use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use dkvs_proto::record::fits;
 use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::failure_detector::FailureDetector;
+use crate::hints::{HintChange, Target};
 use crate::replica::{Replica, ReplicaError, Terms};
 use crate::writer::TOO_MANY_VERSIONS;
 
@@ -49,6 +53,15 @@ const REPORT_MAX: Duration = Duration::from_millis(100);
 /// Part of a request's time after which an owner that shows no sign of life is passed over when forwarding.
 const SILENCE_SHARE: u32 = 4;
 const SILENCE_MAX: Duration = Duration::from_millis(250);
+
+/// Pause before a hint that the store could not take is written again.
+const HINT_RETRY: Duration = Duration::from_secs(1);
+
+/// How long owners may take to acknowledge a repair after the answer.
+const LATE_REPAIR_MAX: Duration = Duration::from_secs(1);
+
+/// Keys that are repaired at one time after their gets were answered. More are left to later gets.
+const LATE_REPAIRS_MAX: usize = 1_024;
 
 /// What a call under way holds beside the key and the values: its task, its place in tables, versions.
 const CALL_LEN: usize = 1_024;
@@ -62,12 +75,57 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) timeout_max: Duration,
     pub(crate) endpoint: Endpoint<S>,
     pub(crate) replica: Replica<T>,
+    /// Who answers.
+    pub(crate) detector: FailureDetector,
+    /// The keys that are being repaired after their gets were answered.
+    pub(crate) repairs: LateRepairs,
     /// Bytes held for owners that had not answered when the client was.
     pub(crate) background: Gauge,
+    /// What goes on after requests were answered. A stop waits for it.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when a stop has come so far that nobody answers any more.
+    pub(crate) stopping: CancellationToken,
+    /// Cancelled when the server goes without a stop: what goes on is then left as it is.
+    pub(crate) killed: CancellationToken,
 }
 
 /// What one owner answered, or why it did not.
 type FromOwner<A> = (ServerIndex, Result<A, OwnerAnswer>);
+
+/// The keys that are being repaired after their gets were answered: each once.
+#[derive(Debug, Default)]
+pub(crate) struct LateRepairs(Mutex<BTreeSet<Bytes>>);
+
+/// A key's turn to be repaired, until dropped.
+struct Turn<'a>(&'a LateRepairs, Bytes);
+
+impl LateRepairs {
+    /// `None` while the key is being repaired, or too many are.
+    fn begin(&self, key: &Bytes) -> Option<Turn<'_>> {
+        let mut keys = self.keys();
+        let is_free = keys.len() < LATE_REPAIRS_MAX && keys.insert(key.clone());
+        is_free.then(|| Turn(self, key.clone()))
+    }
+
+    fn keys(&self) -> MutexGuard<'_, BTreeSet<Bytes>> {
+        // Nothing that can panic runs under this lock, so a poisoned one guards a whole set.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.keys().remove(&self.1);
+    }
+}
+
+/// A write that owners have missed.
+#[derive(Clone)]
+struct Missed {
+    key: Bytes,
+    record: Record,
+    durability: Durability,
+}
 
 type Writes = FuturesUnordered<BoxFuture<'static, FromOwner<Vec<Dot>>>>;
 
@@ -78,6 +136,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             ClientRequest::Get(get) => self.get(get).await,
         };
         outcome.unwrap_or_else(ClientAnswer::Failed)
+    }
+
+    /// The other servers of the ring.
+    pub(crate) fn peers(&self) -> Vec<ServerIndex> {
+        self.ring.servers().indices().filter(|&server| server != self.me).collect()
     }
 
     /// Checks that a request can be served here.
@@ -162,7 +225,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     }
 
     /// Sends `record` to the other owners and waits until `w` hold it, this server included. The rest goes on in the
-    /// background.
+    /// background, and whoever has not acknowledged it by the deadline gets a hint.
     async fn replicate(
         self: &Arc<Self>,
         key: &Bytes,
@@ -185,20 +248,115 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 Err(reason) => quorum.failed(owner, reason),
             };
         }
-        let len = writes.len() * call_len(key, record);
-        if len > 0
-            && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
-        {
-            tokio::spawn(async move {
-                writes.for_each(|_| async {}).await;
-                drop(room);
-            });
+        let (mut failed, mut waiting) = (Vec::new(), BTreeSet::new());
+        for (owner, answer) in quorum.answers() {
+            match answer {
+                OwnerState::Ok => {}
+                OwnerState::Failed(_) => failed.push(owner),
+                OwnerState::Waiting => drop(waiting.insert(owner)),
+            }
+        }
+        if failed.is_empty() && waiting.is_empty() {
+            return quorum;
+        }
+        let len = (failed.len() + waiting.len()) * call_len(key, record);
+        let missed = Missed { key: key.clone(), record: record.clone(), durability: terms.durability };
+        match Gauge::try_hold(Background(self.clone()), len) {
+            Some(room) => {
+                let coordinator = self.clone();
+                self.go_on(async move {
+                    coordinator.see_to(failed, waiting, writes, &missed).await;
+                    drop(room);
+                });
+            }
+            // No request waits longer than it may for a store that takes nothing.
+            None => {
+                drop(writes);
+                for owner in failed.into_iter().chain(waiting) {
+                    let _ = timeout_at(deadline, self.hint(owner, &missed)).await;
+                }
+            }
         }
         quorum
     }
 
+    /// Does something after the request was answered.
+    fn go_on(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let coordinator = self.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = coordinator.killed.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Waits for the owners that have not acknowledged a record, and keeps it for those that do not.
+    async fn see_to(
+        &self,
+        failed: Vec<ServerIndex>,
+        mut waiting: BTreeSet<ServerIndex>,
+        mut writes: Writes,
+        missed: &Missed,
+    ) {
+        for &owner in &failed {
+            self.hint(owner, missed).await;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => break,
+                answer = writes.next() => match answer {
+                    None => break,
+                    Some((owner, answer)) => {
+                        waiting.remove(&owner);
+                        if answer.is_err() {
+                            self.hint(owner, missed).await;
+                        }
+                    }
+                }
+            }
+        }
+        for owner in waiting {
+            self.hint(owner, missed).await;
+        }
+    }
+
+    /// Whom hints for a server are for.
+    pub(crate) fn target(&self, server: ServerIndex) -> Target {
+        Target::of(&self.ring.servers()[server].name)
+    }
+
+    /// Keeps a record for an owner that has not acknowledged it. What the store cannot take now is tried again until the
+    /// server ends or the store takes nothing more.
+    async fn hint(&self, owner: ServerIndex, missed: &Missed) {
+        loop {
+            if self.killed.is_cancelled() {
+                return;
+            }
+            let Missed { key, record, durability } = missed.clone();
+            let change = HintChange::Keep { target: self.target(owner), key, record };
+            let Err(error) = self.replica.hint(change, durability).await else {
+                return self.detector.news(owner).notify_one();
+            };
+            let is_over = self.stopping.is_cancelled() || self.replica.health().poisoned.is_some();
+            if is_over {
+                let count = self.replica.hints_kept().not_kept();
+                tracing::warn!(?owner, %error, count, "a write that an owner missed cannot be kept for it");
+                return;
+            }
+            tracing::debug!(?owner, %error, "a write that an owner missed cannot be kept for it now");
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => {}
+                () = sleep(HINT_RETRY) => {}
+            }
+        }
+    }
+
     /// Has `owner` merge a record and make it durable.
-    fn merge_at(
+    pub(crate) fn merge_at(
         self: Arc<Self>,
         owner: ServerIndex,
         key: Bytes,
@@ -242,14 +400,17 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         })
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         owner: ServerIndex,
         request: ReplicaRequest,
         deadline: Instant,
     ) -> Result<ReplicaAnswer, OwnerAnswer> {
         let to = self.addresses[owner.as_usize()];
-        match self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await {
+        let began = Instant::now();
+        let answer = self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await;
+        self.detector.learn(owner, began, answer.as_ref().err());
+        match answer {
             Ok(Answer::Replica(answer)) => Ok(answer),
             Ok(Answer::Client(_) | Answer::Admin(_)) => {
                 Err(OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())))
@@ -262,8 +423,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         }
     }
 
-    /// Passes a put to the first owner that shows a sign of life. It is not passed to a second owner while the first
-    /// may still begin it.
+    /// Passes a put to the first owner that shows a sign of life, beginning with those that answered lately. It is not
+    /// passed to a second owner while the first may still begin it.
     async fn forward(
         &self,
         mut put: Put,
@@ -278,7 +439,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         put.forwarded = true;
         let silence = ((deadline - start) / SILENCE_SHARE).min(SILENCE_MAX);
         let mut tried = Vec::new();
-        for &owner in owners {
+        for owner in self.detector.by_liveness(owners) {
             let left = deadline.saturating_duration_since(Instant::now());
             put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
             let to = self.addresses[owner.as_usize()];
@@ -344,8 +505,13 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         if len > 0
             && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
         {
-            tokio::spawn(async move {
-                read.run_until(|_| false).await;
+            let stopping = self.stopping.clone();
+            self.go_on(async move {
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => {}
+                    () = read.repair_late() => {}
+                }
                 drop(room);
             });
         }
@@ -421,6 +587,42 @@ impl<S: Socket, T: Store> Read<S, T> {
         }
     }
 
+    /// After the answer: waits for those that have not replied, then has everybody who is found to lack something take all
+    /// that was found. One repair of a key at a time: what another one is at is left to it, or to the next get.
+    async fn repair_late(mut self) {
+        let mut late = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some((owner, answer)) = self.repairs.next() => match answer {
+                    Ok(_) => self.quorum.repaired(owner),
+                    Err(reason) => self.quorum.failed(owner, reason),
+                },
+                Some((owner, answer)) = self.fetches.next() => {
+                    late.extend(answer.ok().map(|record| (owner, record)));
+                    continue;
+                }
+                else => break,
+            };
+        }
+        let Some(target) = self.quorum.target() else { return };
+        let mut all = target.clone();
+        late.iter().for_each(|(_, record)| all.merge(record));
+        let held = self.quorum.holders().map(|owner| (owner, target));
+        let held = held.chain(late.iter().map(|(owner, record)| (*owner, record)));
+        let stale: Vec<_> =
+            held.filter(|(_, record)| !record.includes(&all)).map(|(owner, _)| owner).collect();
+        if stale.is_empty() || !fits(&all) {
+            return;
+        }
+        let Some(_turn) = self.coordinator.repairs.begin(&self.key) else { return };
+        let deadline = Instant::now() + LATE_REPAIR_MAX;
+        let merge = |owner| {
+            self.coordinator.clone().merge_at(owner, self.key.clone(), all.clone(), deadline, Terms::UPKEEP)
+        };
+        stale.into_iter().map(merge).collect::<Writes>().for_each(|_| async {}).await;
+    }
+
     fn send_repairs(&mut self) {
         for owner in self.quorum.take_repairs() {
             // What no owner can read is not sent; the get is refused.
@@ -491,9 +693,10 @@ fn own_answer<A>(merged: Option<Result<A, ReplicaError>>) -> Result<A, OwnerAnsw
 fn unexpected(answer: ReplicaAnswer) -> OwnerAnswer {
     match answer {
         ReplicaAnswer::Refused(refusal) => OwnerAnswer::Refused(refusal),
-        ReplicaAnswer::Merged { .. } | ReplicaAnswer::Same | ReplicaAnswer::Record(_) => {
-            OwnerAnswer::Refused(Refusal::Invalid("answered another question".into()))
-        }
+        ReplicaAnswer::Merged { .. }
+        | ReplicaAnswer::Same
+        | ReplicaAnswer::Record(_)
+        | ReplicaAnswer::Alive => OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())),
     }
 }
 
@@ -519,4 +722,21 @@ fn report<'a>(
 fn missed(needed: u16, owners: Vec<(ServerIndex, OwnerAnswer)>, start: Instant) -> Failure {
     let waited_ms = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
     Failure::Quorum(QuorumMissed { needed, owners, waited_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_repaired_once_at_a_time_and_not_too_many_are() {
+        let repairs = LateRepairs::default();
+        let key = |number: usize| Bytes::from(format!("key {number}"));
+        let first = repairs.begin(&key(0));
+        assert!(first.is_some() && repairs.begin(&key(0)).is_none());
+        drop(first);
+        let turns: Vec<_> = (0..LATE_REPAIRS_MAX).map(|number| repairs.begin(&key(number))).collect();
+        assert!(turns.iter().all(Option::is_some));
+        assert!(repairs.begin(&key(LATE_REPAIRS_MAX)).is_none());
+    }
 }

@@ -9,6 +9,8 @@
 //!
 //! - [`Replica`] holds records. One writer applies all changes, in batches, and answers when they are durable.
 //! - [`Coordinator`](crate) drives one request over the owners of a key, through the folds of `dkvs_core::quorum`.
+//! - `failure_detector` knows who answers: whom to ask first, and whom to spare what can wait.
+//! - `hints` keeps what other owners have missed, and delivers it when they answer.
 //! - `scrub` reads all records, slowly, in search of damage; `mend` repairs what was found from the other owners.
 //! - [`check`] looks at a store without a server.
 //! - [`Server`] wires them to a port and starts and stops them.
@@ -29,9 +31,15 @@ mod damage;
 
 mod identity;
 
+mod siblings;
+
 mod replica;
 
 mod writer;
+
+mod failure_detector;
+
+mod hints;
 
 mod coordinator;
 
@@ -50,6 +58,8 @@ pub mod write_path;
 
 pub use clock::WallClock;
 pub use config::ServerConfig;
+pub use hints::{DirtyMark, Kept, Target, decode_kept};
 pub use replica::{Replica, ReplicaError};
 pub use server::Server;
+pub use siblings::SiblingLimits;
 pub use stored::decode_entry;

@@ -18,7 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::damage::{Damage, is_damage};
+use crate::hints::{self, DirtyMark, Hint, HintChange, HintWriter, HintsKept, Target};
 use crate::identity::Identity;
+use crate::siblings::SiblingLimits;
 use crate::stored::{Stored, key_of, store_key};
 use crate::writer::{Change, Event, Gauges, Queued, Totals, Writer};
 
@@ -93,6 +95,9 @@ pub(crate) struct ReplicaConfig {
     pub(crate) data_dir: String,
     /// Bytes that have to be free for clients' values to be accepted.
     pub(crate) disk_free_bytes_min: u64,
+    /// Bytes of hints kept for one server.
+    pub(crate) hint_bytes_max: u64,
+    pub(crate) siblings: SiblingLimits,
 }
 
 /// One entry of a page: a key and its record.
@@ -124,6 +129,7 @@ pub struct Replica<T> {
     stopped: watch::Receiver<bool>,
     totals: watch::Receiver<Totals>,
     damage: Arc<Damage>,
+    hints_kept: Arc<HintsKept>,
 }
 
 impl<T> Clone for Replica<T> {
@@ -138,6 +144,7 @@ impl<T> Clone for Replica<T> {
             stopped: self.stopped.clone(),
             totals: self.totals.clone(),
             damage: self.damage.clone(),
+            hints_kept: self.hints_kept.clone(),
         }
     }
 }
@@ -164,18 +171,20 @@ impl<T: Store> Replica<T> {
         let identity = Identity::open(&*store, start, random).await?;
         let incarnation = identity.incarnation();
         let damage = Arc::new(Damage::open(&*store)?);
+        let hints = HintWriter::open(&*store, config.hint_bytes_max)?;
+        let hints_kept = hints.kept();
         let (changes, queue) = mpsc::channel(limits.changes_max);
         let room_units = limits.bytes_max / ROOM_UNIT_LEN;
         let gauges = Arc::new(Gauges::new(limits, room_units * ROOM_UNIT_LEN));
         let (stop, stopping) = watch::channel(false);
         let (writer, stopped, totals) =
-            Writer::new(store.clone(), identity, clock, config, gauges.clone(), damage.clone())?;
+            Writer::new(store.clone(), identity, clock, config, gauges.clone(), damage.clone(), hints)?;
         let Totals { keys, tombstones, bytes } = *totals.borrow();
         let (incarnation, damaged) = (format_args!("{incarnation:016x}"), damage.waiting());
         tracing::info!(?start, incarnation, keys, tombstones, bytes, damaged, "replica opened");
         tokio::spawn(writer.run(queue, limits.batch_max, stopping));
         let room = Arc::new(Semaphore::new(room_units));
-        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals, damage })
+        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals, damage, hints_kept })
     }
 
     /// The record of a key; empty when there is none. A damaged one is put aside, and repaired from the other owners.
@@ -295,6 +304,55 @@ impl<T: Store> Replica<T> {
         self.change(len, |done| Change::Supersede { key, first, missed, valid, durability, done }).await
     }
 
+    /// Changes what is kept for another server. Returns when that is durable.
+    pub(crate) async fn hint(
+        &self,
+        change: HintChange,
+        durability: message::Durability,
+    ) -> Result<(), ReplicaError> {
+        let len = match &change {
+            HintChange::Keep { key, record, .. } => key.len() + record.value_len(),
+            HintChange::Delivered { .. } | HintChange::Clean(_) => 0,
+        };
+        self.change(len, |done| Change::Hint { change, durability, done }).await
+    }
+
+    /// Some of the hints for a server, after the one for this key.
+    pub(crate) fn hints(&self, target: Target, after: Option<&Bytes>) -> Result<Vec<Hint>, StoreError> {
+        hints::page(&*self.store, target, after)
+    }
+
+    /// How often a change left a key with many siblings.
+    pub(crate) fn siblings_warned(&self) -> u64 {
+        self.gauges.siblings.count()
+    }
+
+    /// How much is kept for other servers.
+    pub(crate) fn hints_kept(&self) -> &HintsKept {
+        &self.hints_kept
+    }
+
+    /// Where other servers missed writes for which there is no hint: at most so many marks, after one of them. To be
+    /// compared with what those servers hold, and then cleared.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn dirty_marks(
+        &self,
+        after: Option<DirtyMark>,
+        marks_max: usize,
+    ) -> Result<Vec<DirtyMark>, StoreError> {
+        hints::dirty_marks(&*self.store, after, marks_max)
+    }
+
+    /// Forgets a mark as it was read, because what it stands for was repaired since. One that was set again meanwhile stays.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn clear_dirty_mark(&self, mark: DirtyMark) -> Result<(), ReplicaError> {
+        self.hint(HintChange::Clean(mark), message::Durability::Memory).await
+    }
+
     /// Has the writer apply a change of so many bytes. Whoever gives it up meanwhile leaves it in the queue, so that the
     /// room it takes is not the caller's but its own.
     async fn change<A>(
@@ -329,7 +387,7 @@ impl<T: Store> Replica<T> {
 
     /// How full the writer's queue and its batches are, and were at most.
     pub(crate) fn levels(&self) -> [Level; 3] {
-        let Gauges { changes, change_bytes, batch } = &*self.gauges;
+        let Gauges { changes, change_bytes, batch, .. } = &*self.gauges;
         [changes.level("changes"), change_bytes.level("change_bytes"), batch.level("batch")]
     }
 
@@ -396,7 +454,14 @@ mod tests {
         let random = StdRng::seed_from_u64(1);
         let limits = QueueLimits { changes_max: 8, bytes_max: 1 << 20, batch_max: 4 };
         let data_dir = String::new();
-        let config = ReplicaConfig { durability, limits, data_dir, disk_free_bytes_min: 0 };
+        let config = ReplicaConfig {
+            durability,
+            limits,
+            data_dir,
+            disk_free_bytes_min: 0,
+            hint_bytes_max: 1 << 20,
+            siblings: SiblingLimits::default(),
+        };
         Replica::open(store, Start::New, config, clock, random).await.unwrap()
     }
 

@@ -15,10 +15,14 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::ServerConfig;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, LateRepairs};
+use crate::failure_detector::{self, FailureDetector};
+use crate::hints;
 use crate::mend;
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
 use crate::scrub::{self, Scrub};
@@ -27,7 +31,7 @@ use crate::scrub::{self, Scrub};
 pub struct Server<S: Socket, T: Store> {
     running: Arc<Running<S, T>>,
     /// What goes on beside requests. It can be ended anywhere: what it changes, it has the writer change.
-    background: [AbortHandle; 2],
+    background: Vec<AbortHandle>,
 }
 
 impl<S: Socket, T: Store> std::fmt::Debug for Server<S, T> {
@@ -73,6 +77,8 @@ impl<S: Socket, T: Store> Server<S, T> {
             limits,
             data_dir: config.data_dir.clone(),
             disk_free_bytes_min: config.disk_free_bytes_min,
+            hint_bytes_max: config.hint_bytes_max,
+            siblings: config.siblings,
         };
         let replica =
             Replica::open(Arc::new(store), start, replica_config, clock.clone(), identity_random).await?;
@@ -81,6 +87,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             replica.merge(key, record, Terms::UPKEEP).await?;
         }
         let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
+        let detector = FailureDetector::new(config.ring.servers().len(), config.ping_interval);
         let coordinator = Coordinator {
             ring: config.ring,
             me: config.me,
@@ -89,7 +96,12 @@ impl<S: Socket, T: Store> Server<S, T> {
             timeout_max: config.timeout_max,
             endpoint: endpoint.clone(),
             replica,
+            detector,
+            repairs: LateRepairs::default(),
             background: Gauge::new(config.background_bytes_max),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            killed: CancellationToken::new(),
         };
         let running = Arc::new(Running {
             coordinator: Arc::new(coordinator),
@@ -104,7 +116,14 @@ impl<S: Socket, T: Store> Server<S, T> {
         let mending = tokio::spawn(mend::run(running.coordinator.clone(), config.quorum.n()));
         let (replica, done) = (running.coordinator.replica.clone(), running.scrub.clone());
         let scrubbing = tokio::spawn(scrub::run(replica, config.scrub_bytes_per_s, config.scrub_pause, done));
-        Ok(Self { running, background: [mending.abort_handle(), scrubbing.abort_handle()] })
+        let mut background = vec![mending.abort_handle(), scrubbing.abort_handle()];
+        for peer in running.coordinator.peers() {
+            let watching = tokio::spawn(failure_detector::watch(running.coordinator.clone(), peer));
+            background.push(watching.abort_handle());
+            let delivering = tokio::spawn(hints::deliver(running.coordinator.clone(), peer));
+            background.push(delivering.abort_handle());
+        }
+        Ok(Self { running, background })
     }
 
     /// Where it receives.
@@ -136,8 +155,13 @@ impl<S: Socket, T: Store> Server<S, T> {
     /// # Errors
     /// When the store cannot promise that everything is on disk.
     pub async fn stop(&self, grace: Duration) -> Result<(), StoreError> {
-        self.running.coordinator.endpoint.close(Instant::now() + grace).await;
+        let coordinator = &self.running.coordinator;
+        coordinator.endpoint.close(Instant::now() + grace).await;
         self.background.iter().for_each(AbortHandle::abort);
+        // What still waits for owners leaves hints for them.
+        coordinator.stopping.cancel();
+        coordinator.tasks.close();
+        coordinator.tasks.wait().await;
         self.running.coordinator.replica.close().await
     }
 }
@@ -145,6 +169,7 @@ impl<S: Socket, T: Store> Server<S, T> {
 impl<S: Socket, T: Store> Drop for Server<S, T> {
     fn drop(&mut self) {
         self.background.iter().for_each(AbortHandle::abort);
+        self.running.coordinator.killed.cancel();
         self.running.coordinator.endpoint.abort();
     }
 }
@@ -179,6 +204,7 @@ impl<S: Socket, T: Store> Running<S, T> {
                 }),
                 Err(refusal) => Err(ReplicaError::Refused(refusal)),
             },
+            ReplicaRequest::Ping => Ok(ReplicaAnswer::Alive),
         };
         answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
     }

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 
 use crate::clock::{Clock, WallClock};
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError};
+use crate::siblings::SiblingLimits;
 
 /// What a put that this server coordinates goes through here before it is answered or sent. Clones share it.
 #[derive(Debug)]
@@ -38,8 +39,14 @@ impl<T: Store> WritePath<T> {
         let limits = QueueLimits { changes_max: 4_096, bytes_max: 256 << 20, batch_max: 1_024 };
         let clock = Arc::new(Clock::new(wall, 60_000));
         let random = StdRng::seed_from_u64(seed);
-        let config =
-            ReplicaConfig { durability, limits, data_dir: String::new(), disk_free_bytes_min: 1 << 20 };
+        let config = ReplicaConfig {
+            durability,
+            limits,
+            data_dir: String::new(),
+            disk_free_bytes_min: 1 << 20,
+            hint_bytes_max: 256 << 20,
+            siblings: SiblingLimits::default(),
+        };
         let replica = Replica::open(Arc::new(store), start, config, clock, random).await?;
         Ok(Self(replica))
     }

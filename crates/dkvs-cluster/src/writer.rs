@@ -30,8 +30,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::damage::{self, Damage, is_damage};
+use crate::hints::{HintChange, HintWriter};
 use crate::identity::Identity;
 use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
+use crate::siblings::SiblingWarnings;
 use crate::stored::{Stored, store_key};
 
 /// Bytes of records after which a batch takes no more changes: a small change to a key with many values reads and writes
@@ -85,6 +87,12 @@ pub(crate) enum Change {
         theirs: Record,
         done: Done<()>,
     },
+    /// Change what is kept for another server.
+    Hint {
+        change: HintChange,
+        durability: message::Durability,
+        done: Done<()>,
+    },
 }
 
 /// A change in the queue, and the room it takes if it is long.
@@ -99,6 +107,7 @@ pub(crate) struct Gauges {
     pub(crate) changes: Gauge,
     pub(crate) change_bytes: Gauge,
     pub(crate) batch: Gauge,
+    pub(crate) siblings: SiblingWarnings,
 }
 
 impl Gauges {
@@ -107,6 +116,7 @@ impl Gauges {
             changes: Gauge::new(limits.changes_max),
             change_bytes: Gauge::new(bytes_max),
             batch: Gauge::new(limits.batch_max),
+            siblings: SiblingWarnings::default(),
         }
     }
 }
@@ -253,6 +263,7 @@ pub(crate) struct Writer<T> {
     config: ReplicaConfig,
     gauges: Arc<Gauges>,
     damage: Arc<Damage>,
+    hints: HintWriter,
     /// Whether the disk was too full for something when it was looked at last.
     was_full: bool,
     /// Of the records in the batch being built, as the store had them.
@@ -273,6 +284,7 @@ impl<T: Store> Writer<T> {
         config: ReplicaConfig,
         gauges: Arc<Gauges>,
         damage: Arc<Damage>,
+        hints: HintWriter,
     ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
         let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
         let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
@@ -287,6 +299,7 @@ impl<T: Store> Writer<T> {
             config,
             gauges,
             damage,
+            hints,
             was_full: false,
             batch_bytes: 0,
             totals,
@@ -380,6 +393,7 @@ impl<T: Store> Writer<T> {
             entry.changed = false;
             batch.put(Keyspace::Records, store_key.clone(), bytes);
         }
+        self.hints.take(&mut batch);
         if batch.is_empty() {
             answer(waiting, &Ok(()));
             return;
@@ -414,6 +428,7 @@ impl<T: Store> Writer<T> {
             Ok(()) => {
                 self.totals.send_replace(done.totals);
                 self.damage.committed(done.found, done.mended);
+                self.hints.committed();
                 // Before the answers, so that the disk need not wait for them.
                 self.begin(building);
             }
@@ -421,6 +436,7 @@ impl<T: Store> Writer<T> {
                 tracing::error!(%error, "commit failed");
                 self.batch_bytes = 0;
                 self.batch_durability = self.config.durability;
+                self.hints.failed();
                 answer(std::mem::take(building).waiting, &committed);
             }
         }
@@ -470,7 +486,9 @@ impl<T: Store> Writer<T> {
                     .and_then(|()| space.admit(cause))
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| {
+                        let before = entry.stored.record.siblings().len();
                         let event = self.event(entry, context, op, body)?;
+                        self.look_at_siblings(&key, before, entry);
                         self.strengthen(entry, durability);
                         Ok(event)
                     });
@@ -481,7 +499,9 @@ impl<T: Store> Writer<T> {
                     .admit(terms.cause)
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| {
+                        let before = entry.stored.record.siblings().len();
                         let missed = merge(entry, &record)?;
+                        self.look_at_siblings(&key, before, entry);
                         self.strengthen(entry, terms.durability);
                         Ok(missed)
                     });
@@ -509,7 +529,17 @@ impl<T: Store> Writer<T> {
                     .and_then(|entry| mend(entry, &theirs));
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
+            Change::Hint { change, durability, done } => {
+                let result = space.admit(Cause::Upkeep).and_then(|()| self.hints.stage(&*self.store, change));
+                self.batch_durability = self.batch_durability.max(level(durability));
+                or_refuse(result, done).map(|((), done)| Waiting::Done(done))
+            }
         }
+    }
+
+    fn look_at_siblings(&self, key: &[u8], before: usize, entry: &Staged) {
+        let after = entry.stored.record.siblings().len();
+        self.gauges.siblings.look(self.config.siblings, key, before, after);
     }
 
     /// Has the batch be as durable as one of its changes asks. What that one found already done may have been done with
@@ -598,6 +628,7 @@ impl<T: Store> Writer<T> {
                 len_max: RECORD_LEN_MAX as u64,
             }));
         }
+        self.config.siblings.admit(record, &context).map_err(ReplicaError::Refused)?;
         let write = Write { op, hlc: self.clock.tick(), expires: None, body };
         let dot = self.make_event(entry, &context, write)?;
         let record = entry.stored.record.clone();

@@ -17,7 +17,7 @@
 //! acknowledgement that arrives after its time-out still counts, as it is true.
 //!
 //! What it leaves out: the target is fixed by the first `r` replies. A later reply that knows more is not waited for
-//! and not returned; it is left to background repair.
+//! and not returned; it is left to repair after the answer.
 
 use std::collections::BTreeMap;
 
@@ -289,6 +289,12 @@ impl<E> ReadQuorum<E> {
     /// The owners to send the target to. Each is named once.
     pub fn take_repairs(&mut self) -> Vec<ServerIndex> {
         std::mem::take(&mut self.repairs)
+    }
+
+    /// The owners that are known to hold the target.
+    pub fn holders(&self) -> impl Iterator<Item = ServerIndex> {
+        let holds = self.replies.iter().filter(|(_, reply)| matches!(reply, Reply::Holds));
+        holds.map(|(&server, _)| server)
     }
 
     /// Every owner with its answer: ok when it replied.

@@ -163,6 +163,13 @@ pub enum Refusal {
     },
     /// The server's copy of the key is damaged, and being repaired from the other owners: ask those.
     Damaged,
+    /// The put would leave the key with too many values that nobody has replaced.
+    TooManySiblings {
+        /// How many it has now.
+        siblings: u32,
+        /// Most that a put may leave.
+        siblings_max: u32,
+    },
 }
 
 /// How durable a change has to be before it is acknowledged, at least: a server's own level counts if it is stronger.

@@ -13,7 +13,8 @@ use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+    AdminAnswer, AdminRequest, Liveness, PeerReport, RingReport, RingServer, ScanEntry, ScanPage,
+    StatusReport,
 };
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -157,6 +158,9 @@ fn messages() -> Vec<Golden> {
         // 2 Failed, 0 Refused, 9 Damaged.
         answer("client_answer/failed_refused_damaged", refused(Refusal::Damaged),
             "02 00 09"),
+        // 2 Failed, 0 Refused, 10 TooManySiblings: siblings, siblings_max.
+        answer("client_answer/failed_refused_too_many_siblings", refused(Refusal::TooManySiblings { siblings: 300, siblings_max: 100 }),
+            "02 00 0a fb2c01 64"),
         // 0 Merge: ring, key, record (a byte string in its own layout), durability (0 Memory), cause (0 Put).
         request("replica_request/merge", Request::Replica(ReplicaRequest::Merge { ring: ring(), key: text("key"), record: small_record(), durability: Durability::Memory, cause: Cause::Put }),
             "00 fd8877665544332211 036b6579 4f0100010001a1a2a3a4a5a6a7a8000000010000000000000002 \
@@ -165,6 +169,9 @@ fn messages() -> Vec<Golden> {
         // 1 Fetch: ring, key, known (16 bytes without a length).
         request("replica_request/fetch", Request::Replica(ReplicaRequest::Fetch { ring: ring(), key: text("key"), known: hash() }),
             "01 fd8877665544332211 036b6579 000102030405060708090a0b0c0d0e0f"),
+        // 2 Ping.
+        request("replica_request/ping", Request::Replica(ReplicaRequest::Ping),
+            "02"),
         // 0 Merged: missed (2 dots: incarnation, epoch, counter).
         answer("replica_answer/merged", Answer::Replica(ReplicaAnswer::Merged { missed: vec![DOT_A, Dot { actor: Actor { incarnation: 1, epoch: 2 }, counter: 65_536 }] }),
             "00 02 fda8a7a6a5a4a3a2a10102 0102fc00000100"),
@@ -178,6 +185,9 @@ fn messages() -> Vec<Golden> {
         // 3 Refused, 7 Stopping.
         answer("replica_answer/refused", Answer::Replica(ReplicaAnswer::Refused(Refusal::Stopping)),
             "03 07"),
+        // 4 Alive.
+        answer("replica_answer/alive", Answer::Replica(ReplicaAnswer::Alive),
+            "04"),
         // 0 Ring.
         request("admin_request/ring", Request::Admin(AdminRequest::Ring),
             "00"),
@@ -194,10 +204,12 @@ fn messages() -> Vec<Golden> {
         answer("admin_answer/ring", Answer::Admin(AdminAnswer::Ring(RingReport { servers: vec![RingServer { host: "127.0.0.1".into(), port: 1234, nodes: 1 }, RingServer { host: "::1".into(), port: 1235, nodes: 65_536 }], n: 3, r: 2, w: 2 })),
             "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02"),
         // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams, poisoned,
-        // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs.
-        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1 })),
+        // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned, peers (1: server, liveness, since_ms, reason,
+        // hints, hint_bytes, dirty_partitions).
+        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6 }] })),
             "01 05302e312e30 fd8877665544332211 01 fa fbfb00 fbffff 00 fc00000100 \
-             fd0000000001000000 03626164 01fbfb00 fa 03 02 01"),
+             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 \
+             01 02 02 fbfb00 046c617465 05 fc00000100 06"),
         // 2 Page: entries (1: key, value, siblings), next (Some).
         answer("admin_answer/page", Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![ScanEntry { key: text("key"), value: text("value"), siblings: 2 }], next: Some(token()) })),
             "02 01 036b6579 0576616c7565 02 0103aabbcc"),
@@ -349,8 +361,8 @@ fn every_message_stands_here() {
     for (prefix, kind, count) in [
         ("client_request", Kind::ClientRequest, 2),
         ("client_answer", Kind::ClientAnswer, 3),
-        ("replica_request", Kind::ReplicaRequest, 2),
-        ("replica_answer", Kind::ReplicaAnswer, 4),
+        ("replica_request", Kind::ReplicaRequest, 3),
+        ("replica_answer", Kind::ReplicaAnswer, 5),
         ("admin_request", Kind::AdminRequest, 3),
         ("admin_answer", Kind::AdminAnswer, 4),
     ] {

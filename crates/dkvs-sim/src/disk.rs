@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dkvs_cluster::Kept;
 use dkvs_storage::{Batch, Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -96,6 +97,7 @@ struct Platter {
     used: bool,
     clean: bool,
     poison: Option<Arc<str>>,
+    poisoned_at: Option<Micros>,
     conditions: DiskConditions,
     flush_interval: Duration,
     random: StdRng,
@@ -128,6 +130,7 @@ impl Disk {
             used: false,
             clean: false,
             poison: None,
+            poisoned_at: None,
             conditions: DiskConditions::healthy(),
             flush_interval,
             random,
@@ -144,7 +147,7 @@ impl Disk {
     pub fn open(&self) -> (SimStore, Start) {
         let mut platter = self.lock();
         platter.life += 1;
-        platter.poison = None;
+        (platter.poison, platter.poisoned_at) = (None, None);
         let start = match (platter.used, platter.clean) {
             (false, _) => Start::New,
             (true, true) => Start::Clean,
@@ -292,11 +295,39 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// What is kept on it for other servers. What others than this run's clients wrote is left out.
+    #[must_use]
+    pub fn kept(&self) -> Vec<Kept> {
+        let platter = self.lock();
+        let entries = platter.visible.iter().filter(|((keyspace, _), _)| *keyspace == Keyspace::Hints);
+        let kept = entries.filter_map(|((_, place), value)| dkvs_cluster::decode_kept(place, value));
+        kept.filter(|kept| match kept {
+            Kept::Hint { key, .. } => key.starts_with(KEY_PREFIX.as_bytes()),
+            Kept::Dirty(_) => true,
+        })
+        .collect()
+    }
+
+    /// Whether something may keep its server from reading or writing just now.
+    #[must_use]
+    pub fn is_hindered(&self) -> bool {
+        let DiskConditions { read_fault, write_fault, free, frozen, .. } = self.lock().conditions;
+        frozen || free != u64::MAX || read_fault > 0.0 || write_fault > 0.0
+    }
+
+    /// Since when its server takes no more writes, if so.
+    #[must_use]
+    pub fn poisoned_at(&self) -> Option<Micros> {
+        self.lock().poisoned_at
+    }
+}
+
 impl Platter {
     /// What is left after an end of the server: the platter and what the journal still holds.
     fn begin_next_life(&mut self) {
         self.life += 1;
-        self.poison = None;
+        (self.poison, self.poisoned_at) = (None, None);
         let Self { synced, journal, visible, .. } = self;
         visible.clone_from(synced);
         for pending in journal {
@@ -310,7 +341,7 @@ impl Platter {
         self.journal.clear();
         self.synced.clone_from(&tree);
         self.visible = tree;
-        self.poison = None;
+        (self.poison, self.poisoned_at) = (None, None);
     }
 
     /// Commits happen one after the other: one that is not answered when the next begins was left by its caller, and is
@@ -342,6 +373,7 @@ impl Platter {
     fn poison(&mut self, reason: &str) -> StoreError {
         let reason: Arc<str> = reason.into();
         self.poison = Some(reason.clone());
+        self.poisoned_at = Some(now());
         StoreError::Unknown { reason }
     }
 }

@@ -142,6 +142,19 @@ pub struct Life {
     pub levels: Vec<Level>,
 }
 
+/// Something that a server keeps for another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HintLeft {
+    /// Who keeps it.
+    pub holder: ServerIndex,
+    /// For whom.
+    pub target: ServerIndex,
+    /// The key of a hint; `None` for the mark of a partition.
+    pub key: Option<String>,
+    /// The partition.
+    pub partition: u16,
+}
+
 /// The records on one server's disk.
 pub type DiskCensus = BTreeMap<String, Record>;
 
@@ -171,6 +184,14 @@ pub struct History {
     pub healed: Option<Micros>,
     /// Every life of a server or client that is over, in the order of their ends.
     pub lives: Vec<Life>,
+    /// When servers ended with hints that they may not have written: from when their disk may have kept them from it, or else
+    /// from an end that nobody asked for, to the end.
+    pub ends: Vec<(ServerIndex, Micros, Micros)>,
+    /// The disks of all servers when the faults had ended, clients had finished, and no hint was left or none was delivered
+    /// any more; before every key was read with R = N.
+    pub quiet_disks: BTreeMap<ServerIndex, DiskCensus>,
+    /// What was then kept for other servers.
+    pub kept: Vec<HintLeft>,
     /// The disks of all servers at the end, after every key was read with R = N.
     pub disks: BTreeMap<ServerIndex, DiskCensus>,
     /// The owners of each key, first to last, for each n used.

@@ -6,6 +6,7 @@
 //! in every run.
 
 mod acknowledged_writes_are_readable;
+mod acknowledged_writes_reach_all_owners;
 mod concurrent_writes_are_never_lost;
 mod contexts_cover_what_was_seen;
 mod gets_never_go_back;
@@ -26,7 +27,8 @@ pub const VIOLATIONS_MAX: usize = 20;
 /// An invariant: its name, and what tests a run against it.
 type Invariant = (&'static str, fn(&Evidence<'_>, &mut Findings));
 
-const ALL: [Invariant; 11] = [
+const ALL: [Invariant; 12] = [
+    ("acknowledged_writes_reach_all_owners", acknowledged_writes_reach_all_owners::check),
     ("acknowledged_writes_are_readable", acknowledged_writes_are_readable::check),
     ("gets_never_go_back", gets_never_go_back::check),
     ("replaced_values_never_return", replaced_values_never_return::check),

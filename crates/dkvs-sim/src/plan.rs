@@ -147,6 +147,12 @@ pub struct Plan {
     pub flush_interval: Duration,
     /// How fast and how often servers look for damage; 0 for not at all.
     pub scrub: (u64, Duration),
+    /// Bytes of hints that a server keeps for another one.
+    pub hint_bytes_max: u64,
+    /// Time between pings to a server that is silent.
+    pub ping_interval: Duration,
+    /// Whether clients do nothing once the faults have ended, so that only what servers do by themselves makes owners equal.
+    pub quiet: bool,
     /// The transport of servers and clients.
     pub endpoint: EndpointConfig,
     /// Other limits, in a run that is about limits.
@@ -229,6 +235,12 @@ impl Plan {
             flush_interval: Duration::from_millis(*pick(&[50, 500], random)),
             endpoint: endpoint(random),
             scrub: scrub(&mut seed::random(seed, "scrub", 0)),
+            hint_bytes_max: *pick(
+                &[256 << 20, 256 << 20, 256 << 20, 2_000],
+                &mut seed::random(seed, "hint budget", 0),
+            ),
+            ping_interval: ping_interval(latency_max, &mut seed::random(seed, "pings", 0)),
+            quiet: seed::random(seed, "is quiet", 0).random_bool(0.3),
             scarcity: None,
             latency: (latency_min, latency_max),
             tick,
@@ -332,6 +344,11 @@ fn endpoint(random: &mut StdRng) -> EndpointConfig {
 fn scrub(random: &mut StdRng) -> (u64, Duration) {
     let pause = Duration::from_millis(*pick(&[200, 1_000, 5_000], random));
     (*pick(&[0, 0, 10_000, 4 << 20], random), pause)
+}
+
+/// A ping that good times can miss would only test the ping.
+fn ping_interval(latency_max: Duration, random: &mut StdRng) -> Duration {
+    Duration::from_millis(*pick(&[200, 1_000, 3_000], random)).max(latency_max * 4)
 }
 
 /// One or two values for some keys in four runs of ten, each for one server, some, or all.

@@ -4,11 +4,13 @@
 //!   0         chaos: clients at work, faults striking            until the clients have made their steps
 //!   healed    all faults end for good; servers that are down or poisoned start
 //!   settled   SETTLE later: from here on every operation must succeed
-//!   calm      clients finish; the auditor reads every key with R = N
+//!   calm      clients finish, in quiet runs as soon as they can; all hints are delivered, and the disks are read
+//!             the auditor reads every key with R = N
 //!   end       the disks are read; the invariants are asked
 //! ```
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -16,14 +18,16 @@ use std::sync::Once;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use dkvs_cluster::{Kept, Target};
+use dkvs_core::position::Partition;
 use dkvs_core::ring::Ring;
-use dkvs_core::servers::{ServerEntry, ServerList, ServerName};
+use dkvs_core::servers::{ServerEntry, ServerIndex, ServerList, ServerName};
 use tokio::sync::Notify;
 use turmoil::Sim;
 
 use crate::clock::SkewedClock;
 use crate::disk::Disk;
-use crate::history::{Action, History, Outcome, Violation};
+use crate::history::{Action, HintLeft, History, Outcome, Violation};
 use crate::invariants;
 use crate::plan::{Plan, Wishes};
 use crate::recorder::Recorder;
@@ -190,7 +194,7 @@ impl Run {
     }
 
     fn calm(&mut self) -> bool {
-        if !self.steps(SETTLE + CALM) {
+        if !self.shared.plan.quiet && !self.steps(SETTLE + CALM) {
             return false;
         }
         self.shared.stopping.store(true, Ordering::Relaxed);
@@ -201,6 +205,12 @@ impl Run {
         if !self.wait("clients finish", asked, all_finished) || !self.steps(timeout) {
             return false;
         }
+        let is_delivered = |shared: &Shared| shared.servers.iter().all(|parts| !has_hints(&parts.disk));
+        let asked = self.shared.plan.patience(WIND_UP);
+        if !self.wait("all hints are delivered", asked, is_delivered) {
+            return false;
+        }
+        self.quiet_census();
         let sweep = self.shared.sweeps_wanted.fetch_add(1, Ordering::Relaxed) + 1;
         let is_swept = move |shared: &Shared| shared.sweeps_done.load(Ordering::Relaxed) >= sweep;
         let asked = self.shared.plan.patience(WIND_UP);
@@ -222,6 +232,32 @@ impl Run {
         true
     }
 
+    /// What is on the disks before everything is read.
+    fn quiet_census(&mut self) {
+        let indices: Vec<_> = self.shared.ring.servers().indices().collect();
+        let name = |index: &ServerIndex| Target::of(&self.shared.ring.servers()[*index].name);
+        let targets: BTreeMap<Target, ServerIndex> = indices.iter().map(|i| (name(i), *i)).collect();
+        for (&holder, parts) in indices.iter().zip(&self.shared.servers) {
+            let (records, _) = parts.disk.census();
+            let left = parts.disk.kept().into_iter().filter_map(|kept| {
+                let (target, key, partition) = match kept {
+                    Kept::Hint { target, key, .. } => {
+                        let partition = Partition::of_key(&key);
+                        (target, Some(String::from_utf8_lossy(&key).into_owned()), partition)
+                    }
+                    Kept::Dirty(mark) => (mark.target, None, mark.partition),
+                };
+                let target = *targets.get(&target)?;
+                Some(HintLeft { holder, target, key, partition: partition.number() })
+            });
+            let left: Vec<_> = left.collect();
+            self.shared.recorder.with(|history| {
+                history.quiet_disks.insert(holder, records);
+                history.kept.extend(left);
+            });
+        }
+    }
+
     fn census(&mut self) {
         for (server, parts) in self.shared.ring.servers().indices().zip(&self.shared.servers) {
             let (records, damaged) = parts.disk.census();
@@ -240,6 +276,14 @@ impl Run {
             self.violations.extend(damaged.into_iter().filter(owns).map(violation));
         }
     }
+}
+
+fn has_hints(disk: &Disk) -> bool {
+    let is_hint = |kept: &Kept| match kept {
+        Kept::Hint { .. } => true,
+        Kept::Dirty(_) => false,
+    };
+    disk.kept().iter().any(is_hint)
 }
 
 fn register<F, Fut>(sim: &mut Sim<'static>, name: &str, program: F)

@@ -55,6 +55,8 @@ pub struct World {
     flapping: Vec<Flapping>,
     under_way: Vec<UnderWay>,
     paused: BTreeMap<Host, usize>,
+    /// Since when a server's disk may have kept it from writing hints: since its start, or since it was hindered first.
+    hindered: BTreeMap<Host, Micros>,
     copies: Vec<Copy>,
     damaged: Option<Damaged>,
 }
@@ -75,6 +77,7 @@ impl World {
             flapping: Vec::new(),
             under_way: Vec::new(),
             paused: BTreeMap::new(),
+            hindered: BTreeMap::new(),
             copies: Vec::new(),
             damaged: None,
         }
@@ -256,6 +259,8 @@ impl World {
             if let Some(parts) = self.shared.servers.get(host) {
                 parts.clock.freeze(Some(i64::try_from(self.now() / 1_000).unwrap_or(i64::MAX)));
                 parts.disk.set(|disk| disk.frozen = true);
+                let now = self.now();
+                self.hindered.entry(host).or_insert(now);
             }
         }
     }
@@ -281,10 +286,22 @@ impl World {
     /// Ends a server's program. Its streams end without a word: tokio drops tasks in an order that depends on how many there
     /// were in the whole process before, and so would be what their ends say, and when it arrives.
     fn crash(&mut self, server: Host) {
+        let at = self.now();
+        self.note_end(server, at);
         let others = self.others(server);
         others.iter().for_each(|&other| self.cut(server, other));
         self.sim.crash(self.shared.ips[server]);
         others.iter().for_each(|&other| self.mend(server, other));
+    }
+
+    /// Writes down that a server ends, and from when on its hints may be lost with it, at `latest`.
+    fn note_end(&mut self, server: Host, latest: Micros) {
+        let at = self.now();
+        let poisoned = self.shared.servers[server].disk.poisoned_at();
+        let from = [poisoned, self.hindered.get(&server).copied(), Some(latest)].into_iter().flatten().min();
+        self.shared.recorder.with(|history| {
+            history.ends.push((index(server), from.unwrap_or(at), at));
+        });
     }
 
     /// Kills a server's process.
@@ -319,6 +336,9 @@ impl World {
     /// Asks a server to stop in order.
     pub(crate) fn stop(&mut self, server: Host) {
         if self.is_up(server) {
+            if let Some(&hindered) = self.hindered.get(&server) {
+                self.note_end(server, hindered);
+            }
             self.shared.servers[server].stop.store(true, Ordering::Relaxed);
             self.shared.servers[server].wake.notify_one();
         }
@@ -328,6 +348,9 @@ impl World {
     pub(crate) fn start(&mut self, server: Host) {
         if self.shared.servers[server].stop.swap(false, Ordering::Relaxed) {
             self.kill(server);
+        }
+        if !self.shared.servers[server].disk.is_hindered() {
+            self.hindered.remove(&server);
         }
         if !self.is_up(server) {
             self.sim.bounce(self.shared.ips[server]);
@@ -343,6 +366,8 @@ impl World {
     // Disks.
 
     pub(crate) fn set_disk(&mut self, server: Host, change: impl FnOnce(&mut DiskConditions)) -> bool {
+        let now = self.now();
+        self.hindered.entry(server).or_insert(now);
         self.shared.servers[server].disk.set(change);
         true
     }

@@ -130,10 +130,15 @@ impl FjallStore {
         }
         fjall_check::check(dir)?;
         let db = open_database(dir, config)?;
-        if let Some(missing) = Keyspace::ALL.into_iter().find(|k| !db.keyspace_exists(k.name())) {
-            return Err(corrupt(dir, format!("keyspace {} is gone", missing.name())));
+        let missing: Vec<_> = Keyspace::ALL.into_iter().filter(|k| !db.keyspace_exists(k.name())).collect();
+        if let Some(gone) = missing.iter().find(|keyspace| keyspace.is_original()) {
+            return Err(corrupt(dir, format!("keyspace {} is gone", gone.name())));
         }
         let keyspaces = open_keyspaces(&db).map_err(|e| error("open", dir, e))?;
+        if !missing.is_empty() {
+            // The directory is of an earlier release, which does not mind what it does not know.
+            db.persist(PersistMode::SyncAll).map_err(|e| error("upgrade", dir, e))?;
+        }
         let view = SharedView::default();
         let engine = FjallEngine { db, keyspaces, view: Arc::clone(&view), dir: dir.into() };
         engine.publish();
@@ -340,8 +345,8 @@ fn corrupt(dir: &Path, detail: String) -> StoreError {
 
 fn open_keyspaces(db: &Database) -> fjall::Result<Keyspaces> {
     let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
-    let [records, meta] = Keyspace::ALL.map(|keyspace| db.keyspace(keyspace.name(), options));
-    Ok([records?, meta?])
+    let [records, meta, hints] = Keyspace::ALL.map(|keyspace| db.keyspace(keyspace.name(), options));
+    Ok([records?, meta?, hints?])
 }
 
 fn error(what: &'static str, dir: &Path, error: fjall::Error) -> StoreError {

@@ -55,11 +55,13 @@ pub enum Keyspace {
     Records,
     /// What a server must remember about itself: few keys, rarely written.
     Meta,
+    /// Writes kept for other servers, until those have them.
+    Hints,
 }
 
 impl Keyspace {
     /// Every keyspace, in order: a store opens all of them.
-    pub const ALL: [Self; 2] = [Self::Records, Self::Meta];
+    pub const ALL: [Self; 3] = [Self::Records, Self::Meta, Self::Hints];
 
     /// The name under which an engine keeps it on disk; changing one orphans the data under it.
     #[must_use]
@@ -67,6 +69,15 @@ impl Keyspace {
         match self {
             Self::Records => "records",
             Self::Meta => "meta",
+            Self::Hints => "hints",
+        }
+    }
+
+    /// Whether every store has had it from the start. One that came later is created where it is missing.
+    pub(crate) fn is_original(self) -> bool {
+        match self {
+            Self::Records | Self::Meta => true,
+            Self::Hints => false,
         }
     }
 
@@ -75,6 +86,7 @@ impl Keyspace {
         match self {
             Self::Records => 0,
             Self::Meta => 1,
+            Self::Hints => 2,
         }
     }
 }

@@ -49,6 +49,30 @@ async fn everything_is_there_after_a_close_and_reopen() {
     assert_eq!(store.scan(Records, None, NO_LIMIT).unwrap().len(), 3);
 }
 
+/// Releases before hints made two keyspaces.
+#[tokio::test]
+async fn a_directory_from_before_hints_is_opened_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let db = fjall::Database::builder(&path).open().unwrap();
+    for keyspace in [Records, Meta] {
+        let keyspace = db.keyspace(keyspace.name(), fjall::KeyspaceCreateOptions::default).unwrap();
+        keyspace.insert("k", "v").unwrap();
+    }
+    db.persist(fjall::PersistMode::SyncAll).unwrap();
+    drop(db);
+    for hints in 0..2 {
+        let store = open(&path);
+        let held = [Records, Meta].map(|keyspace| store.get(keyspace, b"k").unwrap().unwrap());
+        assert_eq!(held, ["v", "v"]);
+        assert_eq!(store.scan(Keyspace::Hints, None, NO_LIMIT).unwrap().len(), hints);
+        let mut batch = Batch::new();
+        batch.put(Keyspace::Hints, "h", "v");
+        store.commit(batch, Durability::Fsync).await.unwrap();
+        store.close().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn dropping_the_store_closes_it() {
     let dir = tempfile::tempdir().unwrap();

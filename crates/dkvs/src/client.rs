@@ -325,7 +325,10 @@ impl<S: Socket> Client<S> {
                     theirs: ring.to_string(),
                     ours: self.inner.ring.id().to_string(),
                 }),
-                Refusal::BadContext | Refusal::TooLong { .. } | Refusal::Invalid(_) => {
+                Refusal::BadContext
+                | Refusal::TooLong { .. }
+                | Refusal::Invalid(_)
+                | Refusal::TooManySiblings { .. } => {
                     Err(Error::Refused { server: self.name(server), reason: in_words(&refusal) })
                 }
             },

@@ -183,6 +183,10 @@ pub(crate) fn in_words(refusal: &Refusal) -> String {
             format!("disk full: {path} has {free} bytes free, and {needed} must be free for this")
         }
         Refusal::Damaged => "its copy of the key is damaged, and being repaired from the other owners".into(),
+        Refusal::TooManySiblings { siblings, siblings_max } => format!(
+            "the key has {siblings} siblings, and a put may leave at most {siblings_max}; get it with all siblings, merge \
+             them, and put the result with the context of that get"
+        ),
     }
 }
 

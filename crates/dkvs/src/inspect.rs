@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dkvs_core::servers::ServerIndex;
 use dkvs_net::Socket;
-use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanPage, StatusReport};
+pub use dkvs_proto::message::admin::Liveness;
+use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, PeerReport, ScanPage, StatusReport};
 use dkvs_proto::message::client::Token;
 
 use crate::client::Client;
@@ -47,6 +48,29 @@ pub struct Status {
     pub damaged_waiting: u64,
     /// Times it has looked at all its records for damage since it started.
     pub scrubs: u64,
+    /// Puts since it started that left a key with so many siblings that a warning was due.
+    pub siblings_warned: u64,
+    /// The other servers, as it sees them.
+    pub peers: Vec<Peer>,
+}
+
+/// Another server, as the one asked sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Which.
+    pub server: ServerIndex,
+    /// Whether it answers.
+    pub liveness: Liveness,
+    /// How long it has been so.
+    pub since: Duration,
+    /// Why it is thought to be so.
+    pub reason: String,
+    /// Hints that wait for it: writes it did not acknowledge.
+    pub hints: u64,
+    /// Bytes of these.
+    pub hint_bytes: u64,
+    /// Partitions in which it missed writes for which there is no hint.
+    pub dirty_partitions: u64,
 }
 
 impl Status {
@@ -130,6 +154,20 @@ fn status(report: StatusReport) -> Status {
         damaged_found: report.damaged_found,
         damaged_waiting: report.damaged_waiting,
         scrubs: report.scrubs,
+        siblings_warned: report.siblings_warned,
+        peers: report.peers.into_iter().map(peer).collect(),
+    }
+}
+
+fn peer(report: PeerReport) -> Peer {
+    Peer {
+        server: report.server,
+        liveness: report.liveness,
+        since: Duration::from_millis(report.since_ms),
+        reason: report.reason,
+        hints: report.hints,
+        hint_bytes: report.hint_bytes,
+        dirty_partitions: report.dirty_partitions,
     }
 }
 

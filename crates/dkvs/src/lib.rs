@@ -44,7 +44,7 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use context::{Context, ContextParseError};
 pub use error::{Error, OwnerReport, QuorumKind, QuorumReport};
-pub use inspect::{Entry, Page, Status};
+pub use inspect::{Entry, Liveness, Page, Peer, Status};
 pub use request::{Get, Got, Put, Written, check_key};
 
 pub use bytes::Bytes;

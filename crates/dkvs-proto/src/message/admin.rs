@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use dkvs_core::ring::RingId;
+use dkvs_core::servers::ServerIndex;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
@@ -99,6 +100,42 @@ pub struct StatusReport {
     pub damaged_waiting: u64,
     /// Times that all records have been looked at for damage since the start.
     pub scrubs: u64,
+    /// Puts since the start that left a key with so many siblings that a warning was due.
+    pub siblings_warned: u64,
+    /// The other servers of the ring, as this one sees them.
+    #[serde(with = "wire::list")]
+    pub peers: Vec<PeerReport>,
+}
+
+/// Another server, as the one asked sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Which.
+    pub server: ServerIndex,
+    /// Whether it answers.
+    pub liveness: Liveness,
+    /// How long it has been so, in milliseconds.
+    pub since_ms: u64,
+    /// Why it is thought to be so.
+    #[serde(with = "wire::text")]
+    pub reason: String,
+    /// Hints that wait for it.
+    pub hints: u64,
+    /// Bytes of keys and records of these.
+    pub hint_bytes: u64,
+    /// Partitions in which it missed writes for which there is no hint.
+    pub dirty_partitions: u64,
+}
+
+/// Whether a server answers, as far as another one can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Liveness {
+    /// It answers.
+    Up,
+    /// It did not answer lately.
+    Suspect,
+    /// It has not answered for a while.
+    Down,
 }
 
 /// Part of what a server holds.

@@ -1,4 +1,4 @@
-//! A coordinator and an owner. Both requests are idempotent: a merge done twice is a merge done once.
+//! A coordinator and an owner. All requests are idempotent: a merge done twice is a merge done once.
 
 use bytes::Bytes;
 use dkvs_core::record::{Record, RecordHash};
@@ -37,6 +37,8 @@ pub enum ReplicaRequest {
         /// Fingerprint of the coordinator's own record; of the empty record when it has none.
         known: RecordHash,
     },
+    /// Are you there? Asked of servers that have not been heard from lately.
+    Ping,
 }
 
 /// Why a record is sent.
@@ -64,4 +66,6 @@ pub enum ReplicaAnswer {
     Record(#[serde(with = "wire::record")] Record),
     /// Nothing was done.
     Refused(Refusal),
+    /// To a ping.
+    Alive,
 }

@@ -10,7 +10,8 @@ use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_proto::codec;
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+    AdminAnswer, AdminRequest, Liveness, PeerReport, RingReport, RingServer, ScanEntry, ScanPage,
+    StatusReport,
 };
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -114,6 +115,8 @@ fn refusal() -> impl Strategy<Value = Refusal> {
             needed
         }),
         Just(Refusal::Damaged),
+        (any::<u32>(), any::<u32>())
+            .prop_map(|(siblings, siblings_max)| Refusal::TooManySiblings { siblings, siblings_max }),
     ]
 }
 
@@ -180,6 +183,7 @@ fn replica_request() -> impl Strategy<Value = ReplicaRequest> {
                 cause
             }),
         (ring(), bytes(), hash()).prop_map(|(ring, key, known)| ReplicaRequest::Fetch { ring, key, known }),
+        Just(ReplicaRequest::Ping),
     ]
 }
 
@@ -189,6 +193,7 @@ fn replica_answer() -> impl Strategy<Value = ReplicaAnswer> {
         Just(ReplicaAnswer::Same),
         record().prop_map(ReplicaAnswer::Record),
         refusal().prop_map(ReplicaAnswer::Refused),
+        Just(ReplicaAnswer::Alive),
     ]
 }
 
@@ -209,14 +214,26 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         value,
         siblings,
     });
-    let numbers = [(); 10].map(|()| number());
+    let numbers = [(); 11].map(|()| number());
+    let liveness = prop_oneof![Just(Liveness::Up), Just(Liveness::Suspect), Just(Liveness::Down)];
+    let peer = (self::server(), liveness, text(), [(); 4].map(|()| number())).prop_map(
+        |(server, liveness, reason, [since_ms, hints, hint_bytes, dirty_partitions])| PeerReport {
+            server,
+            liveness,
+            since_ms,
+            reason,
+            hints,
+            hint_bytes,
+            dirty_partitions,
+        },
+    );
     prop_oneof![
         (vec(server, 0..5), any::<u16>(), any::<u16>(), any::<u16>())
             .prop_map(|(servers, n, r, w)| AdminAnswer::Ring(RingReport { servers, n, r, w })),
-        (text(), ring(), text(), numbers, text(), option::of(number())).prop_map(
-            |(version, ring, data_dir, numbers, poisoned, disk_free)| {
+        (text(), ring(), text(), numbers, text(), option::of(number()), vec(peer, 0..5)).prop_map(
+            |(version, ring, data_dir, numbers, poisoned, disk_free, peers)| {
                 let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams, rest @ ..] = numbers;
-                let [disk_free_min, damaged_found, damaged_waiting, scrubs] = rest;
+                let [disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned] = rest;
                 AdminAnswer::Status(StatusReport {
                     version,
                     ring,
@@ -233,6 +250,8 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
                     damaged_found,
                     damaged_waiting,
                     scrubs,
+                    siblings_warned,
+                    peers,
                 })
             }
         ),

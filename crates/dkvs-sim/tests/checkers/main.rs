@@ -3,6 +3,7 @@
 mod story;
 
 mod acknowledged_writes_are_readable;
+mod acknowledged_writes_reach_all_owners;
 mod concurrent_writes_are_never_lost;
 mod contexts_cover_what_was_seen;
 mod gets_never_go_back;

@@ -15,11 +15,12 @@ use std::fmt;
 
 use bytes::Bytes;
 use dkvs_core::hlc::Hlc;
+use dkvs_core::position::Partition;
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_net::Level;
-use dkvs_sim::history::{Action, Damage, Given, History, Life, Operation, Outcome, ValueId};
+use dkvs_sim::history::{Action, Damage, Given, HintLeft, History, Life, Operation, Outcome, ValueId};
 use dkvs_sim::invariants;
 
 #[derive(Clone)]
@@ -256,6 +257,28 @@ impl Story {
         let siblings = dots(alive).map(|dot| self.sibling(dot)).collect();
         let record = Record::from_parts(dots(known).collect(), siblings).expect("no event twice");
         self.history.disks.entry(server(letter)).or_default().insert(self.key.clone(), record);
+        self
+    }
+
+    /// After hints were delivered this server's disk knows these events.
+    pub(crate) fn quiet(mut self, letter: char, known: &str) -> Self {
+        let siblings = dots(known).map(|dot| self.sibling(dot)).collect();
+        let record = Record::from_parts(dots(known).collect(), siblings).expect("no event twice");
+        self.history.quiet_disks.entry(server(letter)).or_default().insert(self.key.clone(), record);
+        self
+    }
+
+    /// This server ended in between, without being asked to.
+    pub(crate) fn ended(mut self, letter: char, from: u64, to: u64) -> Self {
+        self.history.ends.push((server(letter), from * 1_000, to * 1_000));
+        self
+    }
+
+    /// After hints were delivered, this server's disk had a mark that another one missed writes of the key.
+    pub(crate) fn marked(mut self, holder: char, target: char) -> Self {
+        let partition = Partition::of_key(self.key.as_bytes()).number();
+        let (holder, target) = (server(holder), server(target));
+        self.history.kept.push(HintLeft { holder, target, key: None, partition });
         self
     }
 

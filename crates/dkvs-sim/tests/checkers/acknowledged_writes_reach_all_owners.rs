@@ -1,0 +1,38 @@
+use crate::story::Story;
+
+const CLAIM: &str = "acknowledged_writes_reach_all_owners";
+
+fn missed(title: &'static str) -> Story {
+    Story::of(title).put(1).dot("A1").at(100, 105).deadline(1_000)
+}
+
+fn without_c(story: Story) -> Story {
+    story.quiet('A', "A1").quiet('B', "A1").quiet('C', "")
+}
+
+#[test]
+fn an_owner_that_never_heard_of_an_acknowledged_write_is_caught() {
+    without_c(missed("one has nothing")).breaks_only(CLAIM);
+    missed("one has no record").quiet('A', "A1").quiet('B', "A1").breaks_only(CLAIM);
+    missed("one knows another").quiet('A', "A1").quiet('B', "A1").quiet('C', "B1").breaks_only(CLAIM);
+    without_c(missed("a server ended before it").ended('A', 50, 99)).breaks_only(CLAIM);
+    without_c(missed("a server ended long after it").ended('A', 12_000, 12_000)).breaks_only(CLAIM);
+    without_c(missed("no owner ended").ended('D', 100, 200)).breaks_only(CLAIM);
+}
+
+#[test]
+fn writes_that_all_have_or_of_which_hints_may_be_lost_pass() {
+    let all = |story: Story| story.quiet('A', "A1").quiet('B', "A1").quiet('C', "A1");
+    all(missed("all have it")).keeps(CLAIM);
+    all(missed("it was replaced").put(2).dot("A2").seeing("A1").at(200, 205).deadline(1_000))
+        .quiet('A', "A2")
+        .quiet('B', "A2")
+        .quiet('C', "A2")
+        .keeps(CLAIM);
+    // Each beside a write that is put to the test.
+    let other = |story: Story| all(story.on("other").put(9).dot("A1").at(90_000, 90_005).deadline(91_000));
+    other(without_c(missed("its coordinator may have ended").ended('A', 500, 500))).keeps(CLAIM);
+    other(without_c(missed("its coordinator took no writes").ended('B', 50, 200))).keeps(CLAIM);
+    other(without_c(missed("marked").marked('A', 'C'))).keeps(CLAIM);
+    other(without_c(missed("unknown").unknown())).keeps(CLAIM);
+}
