@@ -152,7 +152,7 @@ impl FailureDetector {
         let mut views = self.views();
         let view = &mut views[server.as_usize()];
         let turned = match failure {
-            None | Some(CallError::Malformed(_)) => view.answered(now),
+            None | Some(CallError::Malformed(_) | CallError::Restarted) => view.answered(now),
             Some(
                 CallError::TimedOut | CallError::Silent(_) | CallError::Connect(_) | CallError::Broken(_),
             ) if now - began >= self.ping_interval => view.timed_out(began, now),
