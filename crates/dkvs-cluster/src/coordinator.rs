@@ -269,11 +269,13 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                     drop(room);
                 });
             }
-            // No request waits longer than it may for a store that takes nothing.
+            // The request stays until its hints are written, and tries only once: it is not to wait for space on a disk.
             None => {
                 drop(writes);
                 for owner in failed.into_iter().chain(waiting) {
-                    let _ = timeout_at(deadline, self.hint(owner, &missed)).await;
+                    if let Err(error) = self.try_hint(owner, &missed).await {
+                        self.not_kept(owner, &error);
+                    }
                 }
             }
         }
@@ -335,16 +337,10 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             if self.killed.is_cancelled() {
                 return;
             }
-            let Missed { key, record, durability } = missed.clone();
-            let change = HintChange::Keep { target: self.target(owner), key, record };
-            let Err(error) = self.replica.hint(change, durability).await else {
-                return self.detector.news(owner).notify_one();
-            };
+            let Err(error) = self.try_hint(owner, missed).await else { return };
             let is_over = self.stopping.is_cancelled() || self.replica.health().poisoned.is_some();
             if is_over {
-                let count = self.replica.hints_kept().not_kept();
-                tracing::warn!(?owner, %error, count, "a write that an owner missed cannot be kept for it");
-                return;
+                return self.not_kept(owner, &error);
             }
             tracing::debug!(?owner, %error, "a write that an owner missed cannot be kept for it now");
             tokio::select! {
@@ -353,6 +349,19 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 () = sleep(HINT_RETRY) => {}
             }
         }
+    }
+
+    async fn try_hint(&self, owner: ServerIndex, missed: &Missed) -> Result<(), ReplicaError> {
+        let Missed { key, record, durability } = missed.clone();
+        let change = HintChange::Keep { target: self.target(owner), key, record };
+        self.replica.hint(change, durability).await?;
+        self.detector.news(owner).notify_one();
+        Ok(())
+    }
+
+    fn not_kept(&self, owner: ServerIndex, error: &ReplicaError) {
+        let count = self.replica.hints_kept().not_kept();
+        tracing::warn!(?owner, %error, count, "a write that an owner missed cannot be kept for it");
     }
 
     /// Has `owner` merge a record and make it durable.

@@ -41,7 +41,7 @@ use dkvs_proto::record::{self as record_bytes, RecordError, fits};
 use dkvs_storage::{Batch, Keyspace, ScanLimit, Store, StoreError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::coordinator::Coordinator;
 use crate::damage::is_damage;
@@ -468,7 +468,8 @@ pub(crate) async fn deliver<S: Socket, T: Store>(coordinator: Arc<Coordinator<S,
     loop {
         let waiting = coordinator.replica.hints_kept().tally(target).hints > 0;
         if !waiting || !coordinator.detector.is_up(server) {
-            coordinator.detector.news(server).notified().await;
+            // Whoever wrote a hint may be gone before it could tell.
+            let _ = timeout(RETRY, coordinator.detector.news(server).notified()).await;
             continue;
         }
         let goes_on = all(&coordinator, server, target).await.unwrap_or_else(|error| {
