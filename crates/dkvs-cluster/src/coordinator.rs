@@ -283,7 +283,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
             let to = self.addresses[owner.as_usize()];
             let request = Request::Client(ClientRequest::Put(put.clone()));
-            let patience = Patience { deadline, silence: Some(silence), within: Some(validity.clone()) };
+            let within = Some(validity.clone());
+            let patience = Patience { deadline, silence: Some(silence), within, passed_on: false };
             let answer = self.endpoint.call(to, &request, patience).await;
             if let Ok(Answer::Client(answer)) = answer {
                 return Ok(answer);

@@ -82,6 +82,9 @@ impl<S: Socket> Shared<S> {
             if let Some(heard) = self.call_by_datagram(&mut call, frame, &patience, &mut times_sent).await? {
                 break (call, heard);
             }
+            if patience.passed_on {
+                return Err(CallError::Restarted);
+            }
             // The peer was restarted, it seems, but a copy under the old id may still be begun: late challenges of the
             // process before look like those of a new one. So this peer is not given up for its silence any more.
             if lock(&self.peers).is_extended(to, call.id) {

@@ -78,6 +78,9 @@ pub enum CallError {
     /// may take effect even later; it will not be begun any more.
     #[error("no sign of life within {} ms", .0.as_millis())]
     Silent(Duration),
+    /// The peer was restarted, and may have passed the request on before. Whoever it was passed to may still begin it.
+    #[error("the server was restarted")]
+    Restarted,
     /// No answer by the deadline. The request may have been begun, or by stream may still be.
     #[error("timed out")]
     TimedOut,
@@ -96,6 +99,7 @@ impl CallError {
         match self {
             Self::Overloaded { repeated: false } | Self::TooLong { .. } | Self::Connect(_) => true,
             Self::Overloaded { repeated: true }
+            | Self::Restarted
             | Self::Closed
             | Self::Silent(_)
             | Self::TimedOut
@@ -109,7 +113,7 @@ impl CallError {
     #[must_use]
     pub fn may_begin_later(&self) -> bool {
         match self {
-            Self::Closed | Self::TimedOut | Self::Broken(_) => true,
+            Self::Closed | Self::Restarted | Self::TimedOut | Self::Broken(_) => true,
             Self::Overloaded { .. }
             | Self::TooLong { .. }
             | Self::Connect(_)
@@ -128,13 +132,15 @@ pub struct Patience {
     pub silence: Option<Duration>,
     /// The request on whose behalf the call is made: the call's is not to be begun after that has expired.
     pub within: Option<Validity>,
+    /// Whether the peer may pass the request on. Then its restart ends the call, as it does not end what was passed on.
+    pub passed_on: bool,
 }
 
 impl Patience {
     /// Waits until `deadline`, whatever the peer does.
     #[must_use]
     pub fn until(deadline: Instant) -> Self {
-        Self { deadline, silence: None, within: None }
+        Self { deadline, silence: None, within: None, passed_on: false }
     }
 }
 

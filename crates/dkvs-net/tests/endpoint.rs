@@ -485,6 +485,28 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
     assert_eq!(answered_value(call.await.unwrap()), "of this one");
 }
 
+/// A server that passes requests on is restarted: what the old process passed on may still be begun elsewhere.
+#[tokio::test]
+async fn a_request_that_may_have_been_passed_on_is_not_made_anew() {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (caller, to) = (caller().await, server.local_addr().unwrap());
+    let call = tokio::spawn({
+        let caller = caller.clone();
+        let patience = Patience { passed_on: true, ..patience() };
+        async move { caller.call(to, &put(1, "v"), patience).await }
+    });
+    for (session, proof) in [(1, 11), (2, 21)] {
+        let mut buffer = vec![0; 2_048];
+        let (len, from) = timeout(PATIENCE, server.recv_from(&mut buffer)).await.unwrap().unwrap();
+        let id = envelope::parse(&buffer[..len]).unwrap().1[0].id;
+        let mut datagram = DatagramBuilder::new(Header { session, proof, oldest: 1_000 });
+        datagram.push(&Frame::answer(Kind::Challenge, id, &[]));
+        server.send_to(&datagram.finish(0), from).await.unwrap();
+    }
+    let error = call.await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::Restarted) && error.may_begin_later(), "{error:?}");
+}
+
 /// The server has shown a sign of life, so that the request may be begun until the caller's deadline. A challenge of the
 /// process before the last start, which comes late, must not make the caller go elsewhere before that.
 #[tokio::test]
@@ -495,7 +517,7 @@ async fn a_request_that_may_still_be_begun_is_not_given_up_after_a_late_challeng
     let call = tokio::spawn({
         let caller = caller.clone();
         let silence = Some(PATIENCE);
-        async move { caller.call(to, &put(1, "v"), Patience { deadline, silence, within: None }).await }
+        async move { caller.call(to, &put(1, "v"), Patience { silence, ..Patience::until(deadline) }).await }
     });
     let next_with = async |proof: u64| loop {
         let mut buffer = vec![0; 2_048];

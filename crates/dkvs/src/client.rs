@@ -241,11 +241,12 @@ impl<S: Socket> Client<S> {
     /// Sends an operation to the owners of its key, one after the other until one coordinates it; then to the other
     /// servers, which pass it on. A write goes to the next server only when the one before will not begin it any more.
     /// `request` makes the message from the milliseconds that are left, `read` takes what was
-    /// asked for out of the answer.
+    /// asked for out of the answer. The first `n` of the key's preference list are its owners.
     pub(crate) async fn coordinate<A>(
         &self,
         key: &[u8],
         kind: QuorumKind,
+        n: usize,
         deadline: Instant,
         request: impl Fn(u32) -> ClientRequest,
         read: impl Fn(ClientAnswer) -> Option<A>,
@@ -255,13 +256,15 @@ impl<S: Socket> Client<S> {
         let silence = share.min(self.inner.config.silence_max);
         let mut tried = Vec::new();
         let mut maybe_done = false;
+        let owners = self.inner.ring.owners_of_key(key, n);
         for server in self.candidates(key) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             let request = Request::Client(request(u32::try_from(left.as_millis()).unwrap_or(u32::MAX)));
-            let patience = Patience { deadline, silence: Some(silence), within: None };
+            let passed_on = kind == QuorumKind::Write && !owners.contains(&server);
+            let patience = Patience { deadline, silence: Some(silence), within: None, passed_on };
             let to = self.inner.addresses[server.as_usize()];
             let answer = self.inner.endpoint.call(to, &request, patience).await;
             let failure = match answer {
@@ -404,6 +407,7 @@ fn silent(error: &CallError) -> OwnerReport {
         | CallError::TooLong { .. }
         | CallError::Connect(_)
         | CallError::Closed
+        | CallError::Restarted
         | CallError::Broken(_)
         | CallError::Malformed(_) => OwnerReport::Failed(error.to_string()),
     }

@@ -192,7 +192,9 @@ impl<S: Socket> Put<S> {
             ClientAnswer::Put(done) => Some(done),
             ClientAnswer::Get(_) | ClientAnswer::Failed(_) => None,
         };
-        let done = self.client.coordinate(&self.key, QuorumKind::Write, deadline, request, read).await?;
+        let coordinated =
+            self.client.coordinate(&self.key, QuorumKind::Write, quorum.n(), deadline, request, read);
+        let done = coordinated.await?;
         let PutDone { acked, context } = done;
         Ok(Written { acked: self.client.names(acked), context: Context(context.0) })
     }
@@ -247,7 +249,7 @@ impl<S: Socket> Get<S> {
             ClientAnswer::Put(_) | ClientAnswer::Failed(_) => None,
         };
         self.client
-            .coordinate(&self.key, QuorumKind::Read, deadline, request, read)
+            .coordinate(&self.key, QuorumKind::Read, quorum.n(), deadline, request, read)
             .await
             .map(|done| self.got(done))
     }
