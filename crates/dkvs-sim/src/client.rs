@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use dkvs::{Client, ClientConfig, Context, Error};
 use dkvs_core::record::OpId;
 use dkvs_core::version::VersionVector;
+use tokio::sync::Mutex;
 use tokio::time::Duration;
 
 use crate::history::{Action, Operation, Outcome, ValueId};
@@ -27,15 +28,15 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
-    /// A client on this machine.
-    pub(crate) async fn start(shared: Arc<Shared>, host: Host) -> Result<Arc<Self>, Error> {
+    /// A client on this machine, the first there or a later one.
+    pub(crate) async fn start(shared: Arc<Shared>, host: Host, number: u64) -> Result<Arc<Self>, Error> {
         let (weather, trace) = (shared.weather.clone(), shared.trace.clone());
         let socket = SimSocket::for_calls(shared.ips[host], weather, trace).await?;
         let config = ClientConfig {
             timeout: shared.plan.timeout,
             silence_max: shared.plan.silence_max(),
             endpoint: shared.plan.client_endpoint(),
-            seed: Some(seed::derive(shared.plan.seed, "client", host as u64)),
+            seed: Some(seed::derive(shared.plan.seed, "client", host as u64 + (number << 32))),
             ..ClientConfig::default()
         };
         let ring = shared.ring.as_ref().clone();
@@ -47,6 +48,32 @@ impl Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         self.shared.recorder.lived(format!("the client on host {}", self.host), self.client.levels());
+    }
+}
+
+/// A machine with workers, which share its client. A new client takes over when the machine is to have one: it has not talked to
+/// any server, and what the one before has under way ends by itself.
+pub(crate) struct Machine {
+    shared: Arc<Shared>,
+    host: Host,
+    client: Mutex<(u64, Arc<Recorded>)>,
+}
+
+impl Machine {
+    /// A machine with its first client.
+    pub(crate) async fn start(shared: Arc<Shared>, host: Host) -> Result<Arc<Self>, Error> {
+        let client = Mutex::new((0, Recorded::start(shared.clone(), host, 0).await?));
+        Ok(Arc::new(Self { shared, host, client }))
+    }
+
+    /// The client that is to be used now.
+    pub(crate) async fn client(&self) -> Result<Arc<Recorded>, Error> {
+        let mut client = self.client.lock().await;
+        let number = self.shared.clients_wanted(self.host);
+        if client.0 < number {
+            *client = (number, Recorded::start(self.shared.clone(), self.host, number).await?);
+        }
+        Ok(client.1.clone())
     }
 }
 
@@ -62,6 +89,11 @@ impl Worker {
     pub(crate) fn new(recorded: Arc<Recorded>) -> Self {
         let number = recorded.shared.recorder.new_client();
         Self { recorded, number, seen: BTreeMap::new() }
+    }
+
+    /// Goes on with this client.
+    pub(crate) fn use_client(&mut self, client: Arc<Recorded>) {
+        self.recorded = client;
     }
 
     /// The context last seen of a key, if any.

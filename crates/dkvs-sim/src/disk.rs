@@ -225,10 +225,10 @@ impl Disk {
         (platter.used, platter.clean) = (true, false);
     }
 
-    /// Flips bits in one stored record of a clients' key, which will be read; in half of the cases in one that another disk has
-    /// otherwise, so that a server can lack what is lost. Returns the key; `None` when there is no record.
+    /// Flips bits in one stored record of a clients' key, of this one if it is named. Returns the key; `None` when there is no
+    /// record.
     #[must_use]
-    pub fn flip_record(&self, others: &[DiskCensus]) -> Option<Bytes> {
+    pub fn flip_record(&self, only: Option<&str>) -> Option<Bytes> {
         let mut platter = self.lock();
         // What was given to one server at its start may be nowhere else, and is lost with its only copy.
         let is_elsewhere = |place: &Bytes, value: &Bytes| {
@@ -236,24 +236,13 @@ impl Disk {
                 record.siblings().iter().all(|sibling| !sibling.dot.actor.is_initial())
             })
         };
+        let is_wanted =
+            |key: &[u8]| only.map_or(key.starts_with(KEY_PREFIX.as_bytes()), |only| key == only.as_bytes());
         let is_clients = |((keyspace, place), value): &(&(Keyspace, Bytes), &Bytes)| {
-            *keyspace == Keyspace::Records
-                && place[2..].starts_with(KEY_PREFIX.as_bytes())
-                && is_elsewhere(place, value)
+            *keyspace == Keyspace::Records && is_wanted(&place[2..]) && is_elsewhere(place, value)
         };
-        let differs = |place: &Bytes| {
-            let text = String::from_utf8_lossy(&place[2..]);
-            let ours = platter.visible.get(&(Keyspace::Records, place.clone()));
-            let ours = ours.and_then(|value| dkvs_cluster::decode_entry(place, value));
-            let mut theirs = others.iter().filter_map(|records| records.get(&*text));
-            ours.is_some_and(|(_, ours)| theirs.any(|theirs| *theirs != ours))
-        };
-        let mut keys: Vec<_> =
+        let keys: Vec<_> =
             platter.visible.iter().filter(is_clients).map(|(place, _)| place.clone()).collect();
-        let contested: Vec<_> = keys.iter().filter(|(_, place)| differs(place)).cloned().collect();
-        if !contested.is_empty() && platter.random.random_bool(0.5) {
-            keys = contested;
-        }
         if keys.is_empty() {
             return None;
         }

@@ -55,7 +55,7 @@ const CAUSE: Cause = Cause::Upkeep;
 /// Its keys.
 const KEYS: u32 = 3;
 
-/// Sessions under which it sends what cannot be read: more than some servers have room for.
+/// Sessions under which it asks for something all at once: more than some servers have room for.
 const SESSIONS: u64 = 32;
 
 struct Mad {
@@ -93,7 +93,7 @@ pub(crate) async fn run(shared: Arc<Shared>, host: Host) -> io::Result<()> {
 impl Mad {
     async fn act(&mut self) {
         let to = *pick(&self.shared.addresses, &mut self.random);
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..11) {
             0..=3 => {
                 let merge = self.mad_merge();
                 self.ask(to, merge).await;
@@ -104,6 +104,7 @@ impl Mad {
             }
             6 => self.learn(to).await,
             7 => self.another_ring(to).await,
+            8 => self.crowd(to).await,
             _ => self.damaged(to).await,
         }
     }
@@ -197,23 +198,25 @@ impl Mad {
                 siblings: true,
             })),
             1 => Request::Admin(AdminRequest::Scan { after: Some(Token(key)), len_max: u32::MAX }),
-            _ => {
-                let context =
-                    self.random.random_bool(0.5).then(|| Token(context::encode(&key, &self.vector())));
-                Request::Client(ClientRequest::Put(Put {
-                    ring,
-                    key,
-                    body: PutBody::Tombstone,
-                    context,
-                    n,
-                    w: quorum,
-                    op: OpId { client: 7, sequence: self.random.next_u64() },
-                    timeout_ms,
-                    forwarded: self.random.random_bool(0.5),
-                    durability: Durability::Fsync,
-                }))
-            }
+            _ => self.mad_put(n, quorum, timeout_ms),
         }
+    }
+
+    fn mad_put(&mut self, n: u16, w: u16, timeout_ms: u32) -> Request {
+        let (ring, key) = (self.ring(), self.key());
+        let context = self.random.random_bool(0.5).then(|| Token(context::encode(&key, &self.vector())));
+        Request::Client(ClientRequest::Put(Put {
+            ring,
+            key,
+            body: PutBody::Tombstone,
+            context,
+            n,
+            w,
+            op: OpId { client: 7, sequence: self.random.next_u64() },
+            timeout_ms,
+            forwarded: self.random.random_bool(0.5),
+            durability: Durability::Fsync,
+        }))
     }
 
     fn clients_key(&mut self) -> Bytes {
@@ -314,26 +317,48 @@ impl Mad {
             _ => flip(&mut body, &mut self.random),
         }
         self.next_id += 1;
-        // The first is answered with a challenge, if there is no proof yet.
-        for _ in 0..2 {
-            let proof = self.proofs.get(&to).copied().unwrap_or_default();
-            let header = Header { session: self.next_id % SESSIONS, proof, oldest: self.next_id };
-            let mut datagram = DatagramBuilder::new(header);
-            datagram.push(&Frame { kind, id: self.next_id, expires: 0, body: &body });
-            let datagram = datagram.finish(0);
-            if self.raw.send(to, &datagram, datagram.len()).await.is_err() {
-                return;
-            }
-            let proofs = &mut self.proofs;
-            let hear = |from: SocketAddr, datagram: &[u8]| {
-                if let Ok((header, frames)) = parse(datagram)
-                    && frames.iter().any(|frame| frame.kind == Kind::Challenge)
-                {
-                    proofs.insert(from, header.proof);
-                }
-            };
-            // Junk is not answered.
-            let _ = timeout(PATIENCE / 4, self.raw.recv(hear)).await;
+        self.send(to, self.next_id % SESSIONS, kind, &body).await;
+        if self.hear().await {
+            self.send(to, self.next_id % SESSIONS, kind, &body).await;
         }
+    }
+
+    /// The same put under many sessions, each of which the server would have to remember.
+    async fn crowd(&mut self, to: SocketAddr) {
+        let (kind, body) = self.mad_put(1, 1, 300).encode();
+        for session in 0..SESSIONS {
+            self.next_id += 1;
+            self.send(to, session, kind, &body).await;
+            // The first is answered with a challenge, if there is no proof yet.
+            if session == 0 {
+                self.hear().await;
+            }
+        }
+        self.hear().await;
+    }
+
+    async fn send(&self, to: SocketAddr, session: u64, kind: Kind, body: &[u8]) {
+        let proof = self.proofs.get(&to).copied().unwrap_or_default();
+        let mut datagram = DatagramBuilder::new(Header { session, proof, oldest: self.next_id });
+        datagram.push(&Frame { kind, id: self.next_id, expires: 0, body });
+        let datagram = datagram.finish(0);
+        // A machine that cannot be reached is as good as one that is mad.
+        let _ = self.raw.send(to, &datagram, datagram.len()).await;
+    }
+
+    /// Waits for proofs of its address. Returns whether there was one.
+    async fn hear(&mut self) -> bool {
+        let (raw, proofs, mut challenged) = (&self.raw, &mut self.proofs, false);
+        let mut hear = |from: SocketAddr, datagram: &[u8]| {
+            if let Ok((header, frames)) = parse(datagram)
+                && frames.iter().any(|frame| frame.kind == Kind::Challenge)
+            {
+                proofs.insert(from, header.proof);
+                challenged = true;
+            }
+        };
+        // Junk is not answered.
+        let _ = timeout(PATIENCE / 4, async { while raw.recv(&mut hear).await.is_ok() {} }).await;
+        challenged
     }
 }

@@ -19,6 +19,8 @@ mod late;
 
 mod network;
 
+mod outvoted;
+
 mod process;
 
 use std::time::Duration;
@@ -34,6 +36,7 @@ pub use clock::ClockFault;
 pub use disk::DiskFault;
 pub use late::LateFault;
 pub use network::NetworkFault;
+pub use outvoted::OutvotedFault;
 pub use process::ProcessFault;
 
 /// Something that breaks.
@@ -49,6 +52,8 @@ pub enum Fault {
     Clock(ClockFault),
     /// Requests and answers arrive when their senders have gone on.
     Late(LateFault),
+    /// A record is damaged while what can be reached of its other owners is behind.
+    Outvoted(OutvotedFault),
 }
 
 /// A fault with its time.
@@ -69,6 +74,7 @@ const QUIET: Duration = Duration::from_millis(200);
 pub(crate) fn plan(plan: &Plan) -> Vec<Strike> {
     let mut strikes = mixed(plan, &mut seed::random(plan.seed, "nemesis", 0));
     strikes.extend(late::plan(plan, &mut seed::random(plan.seed, "late", 0)));
+    strikes.extend(outvoted::plan(plan, &mut seed::random(plan.seed, "outvoted", 0)));
     strikes.sort_by_key(|strike| strike.at);
     strikes
 }
@@ -124,6 +130,7 @@ impl Fault {
             Self::Disk(fault) => fault.start(world),
             Self::Clock(fault) => fault.start(world),
             Self::Late(fault) => fault.start(world),
+            Self::Outvoted(fault) => fault.start(world),
         }
     }
 
@@ -135,6 +142,7 @@ impl Fault {
             Self::Disk(fault) => fault.end(world),
             Self::Clock(fault) => fault.end(world),
             Self::Late(fault) => fault.end(world),
+            Self::Outvoted(fault) => fault.end(world),
         }
     }
 }

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::Once;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dkvs_cluster::{Kept, Target};
@@ -325,6 +325,7 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
     };
     Shared {
         servers: (0..servers).map(part).collect(),
+        renewals: ips.iter().map(|_| AtomicU64::default()).collect(),
         weather: Arc::new(Weather::new(seed::random(plan.seed, "weather", 0))),
         ring,
         addresses,

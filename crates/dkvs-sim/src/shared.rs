@@ -54,6 +54,8 @@ pub struct Shared {
     pub recorder: Arc<Recorder>,
     /// The servers, in the ring's order.
     pub servers: Vec<ServerParts>,
+    /// How often each machine was to begin with a new client, if ever. Servers have none.
+    pub renewals: Vec<AtomicU64>,
     /// Operations that clients have begun.
     pub steps: AtomicUsize,
     /// Whether the faults have ended: clients go on slowly.
@@ -71,6 +73,11 @@ pub struct Shared {
 impl Shared {
     pub(crate) fn is_healed(&self) -> bool {
         self.healed.load(Ordering::Relaxed)
+    }
+
+    /// The number of the client that a machine is to use.
+    pub(crate) fn clients_wanted(&self, host: Host) -> u64 {
+        self.renewals[host].load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

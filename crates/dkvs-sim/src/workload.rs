@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
-use crate::client::{Recorded, Worker};
+use crate::client::{Machine, Recorded, Worker};
 use crate::mad;
 use crate::plan::{KeyPlan, Mix, QuorumPlan, pick};
 use crate::seed;
@@ -26,15 +26,16 @@ const AUDITOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// All workers of one machine.
 pub(crate) async fn run(shared: Arc<Shared>, host: Host) -> turmoil::Result {
-    let recorded = Recorded::start(shared.clone(), host).await?;
+    let machine = Machine::start(shared.clone(), host).await?;
     let first = (host - usize::from(shared.plan.servers)) * usize::from(shared.plan.workers_per_host);
     let workers = (first..first + usize::from(shared.plan.workers_per_host))
-        .map(|index| work(shared.clone(), Worker::new(recorded.clone()), index));
-    futures::future::join_all(workers).await;
+        .map(|index| work(shared.clone(), machine.clone(), index));
+    futures::future::try_join_all(workers).await?;
     Ok(())
 }
 
-async fn work(shared: Arc<Shared>, mut worker: Worker, index: usize) {
+async fn work(shared: Arc<Shared>, machine: Arc<Machine>, index: usize) -> turmoil::Result {
+    let mut worker = Worker::new(machine.client().await?);
     let mut random = seed::random(shared.plan.seed, "worker", index as u64);
     while !shared.is_stopping() {
         let think = if shared.is_healed() { CALM_THINK } else { shared.plan.think };
@@ -44,9 +45,11 @@ async fn work(shared: Arc<Shared>, mut worker: Worker, index: usize) {
             continue;
         }
         shared.steps.fetch_add(1, Ordering::Relaxed);
+        worker.use_client(machine.client().await?);
         act(&shared, &mut worker, index, &mut random).await;
     }
     shared.finished.fetch_add(1, Ordering::Relaxed);
+    Ok(())
 }
 
 async fn act(shared: &Shared, worker: &mut Worker, index: usize, random: &mut StdRng) {
@@ -85,7 +88,7 @@ fn value_len(mix: &Mix, random: &mut StdRng) -> Option<usize> {
 
 /// The auditor reads every key with R = N whenever it is asked to, again and again until that has worked.
 pub(crate) async fn audit(shared: Arc<Shared>, host: Host) -> turmoil::Result {
-    let mut worker = Worker::new(Recorded::start(shared.clone(), host).await?);
+    let mut worker = Worker::new(Recorded::start(shared.clone(), host, 0).await?);
     if shared.plan.mad {
         shared.recorder.with(|history| history.has_mad_peer = true);
         tokio::spawn(mad::run(shared.clone(), host));

@@ -333,6 +333,11 @@ impl World {
         self.start(server);
     }
 
+    /// A machine's operations go through a new client from the next one on.
+    pub(crate) fn renew_client(&mut self, host: Host) {
+        self.shared.renewals[host].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Asks a server to stop in order.
     pub(crate) fn stop(&mut self, server: Host) {
         if self.is_up(server) {
@@ -420,19 +425,25 @@ impl World {
         true
     }
 
-    pub(crate) fn flip(&mut self, server: Host) -> bool {
+    /// Flips bits in a record of a server, of this key if it is named.
+    pub(crate) fn flip(&mut self, server: Host, key: Option<&str>) -> bool {
         if !self.may_damage(server) {
             return false;
         }
-        let servers = self.shared.servers.iter().enumerate();
-        let others = servers.filter(|(other, _)| *other != server).map(|(_, parts)| parts.disk.census().0);
-        let Some(key) = self.shared.servers[server].disk.flip_record(&others.collect::<Vec<_>>()) else {
+        let Some(key) = self.shared.servers[server].disk.flip_record(key) else {
             return false;
         };
         let key = String::from_utf8_lossy(&key).into_owned();
         self.damage(server, Damage::Flipped { server: index(server), at: self.now(), key });
         true
     }
+}
+
+/// The owner of one of the plan's keys that has this place in its preference list.
+pub(crate) fn owner(shared: &Shared, key: usize, place: usize) -> Host {
+    let key = &shared.plan.keys[key];
+    let owners = shared.ring.owners_of_key(key.name.as_bytes(), key.n_max());
+    owners[place].as_usize()
 }
 
 fn index(server: Host) -> ServerIndex {

@@ -119,7 +119,7 @@ impl Run {
                 self.disk.set(|disk| disk.free = free);
             }
             3 => {
-                if let Some(key) = self.disk.flip_record(&[]) {
+                if let Some(key) = self.disk.flip_record(None) {
                     self.expected.entry(key).or_default().is_damaged = true;
                 }
             }

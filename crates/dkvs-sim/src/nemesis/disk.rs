@@ -70,7 +70,7 @@ impl DiskFault {
                 false
             }
             Self::Restore(server) => world.restore(server),
-            Self::Flip(server) => world.flip(server),
+            Self::Flip(server) => world.flip(server, None),
             Self::Slow(server, longest) => world.set_disk(server, |disk| {
                 (disk.write_max, disk.flush_max) = (longest, longest);
             }),

@@ -36,6 +36,8 @@ pub enum LateFault {
     HeldUpOnceSpokenTo(Host, Host, Duration),
     /// This server is killed and started at once.
     Restart(Host),
+    /// This machine begins with a new client, which has not talked to any server.
+    NewClient(Host),
 }
 
 /// The client library asks the next server when one has been silent for this part of its timeout, at most.
@@ -64,12 +66,13 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     while at < plan.chaos_max() {
         at += Duration::from_millis(1_500).mul_f64(random.random_range(0.0..1.0));
         let server = server(plan, random);
-        strikes.extend(match random.random_range(0..6) {
+        strikes.extend(match random.random_range(0..7) {
             0 => held_up(plan, server, at, random),
             1 => echoed(plan, server, at, random),
             2 => broken(plan, server, at, random),
-            3 => between(plan, server, at, random),
+            3 => between(plan, server, client(plan, random), at, random),
             4 => twice(plan, server, at, random),
+            5 => first_contact(plan, server, at, random),
             _ => stuck(plan, server, at, random),
         });
     }
@@ -131,8 +134,7 @@ fn stuck(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<St
 }
 
 /// A server is restarted while its answer is under way, and gets the request again when its client has that answer.
-fn between(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
-    let client = client(plan, random);
+fn between(plan: &Plan, server: Host, client: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
     let round_trip = (plan.latency.0 + plan.latency.1).max(Duration::from_millis(50));
     let mut some = |most: Duration| most.mul_f64(random.random_range(0.0..1.0));
     let restart = at + some(patience(plan));
@@ -150,7 +152,14 @@ fn between(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<
 /// first words of the next.
 fn twice(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
     let first = strike(at, LateFault::Restart(server));
-    std::iter::once(first).chain(between(plan, server, at, random)).collect()
+    std::iter::once(first).chain(between(plan, server, client(plan, random), at, random)).collect()
+}
+
+/// As `between`, for a client that meets the server for the first time: it cannot tell which of two processes came later.
+fn first_contact(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
+    let client = client(plan, random);
+    let new = strike(at, LateFault::NewClient(client));
+    std::iter::once(new).chain(between(plan, server, client, at, random)).collect()
 }
 
 impl LateFault {
@@ -162,6 +171,7 @@ impl LateFault {
             Self::HeldUpOnceSpokenTo(from, to, lasts) => world.late_once_spoken_to(from, to, lasts),
             Self::Broken(from, to) => world.break_streams(from, to),
             Self::Restart(server) => world.restart(server),
+            Self::NewClient(host) => world.renew_client(host),
         }
         matches!(self, Self::Broken(..))
     }
