@@ -62,4 +62,4 @@ pub use hints::{DirtyMark, Kept, Target, decode_kept};
 pub use replica::{Replica, ReplicaError};
 pub use server::Server;
 pub use siblings::SiblingLimits;
-pub use stored::decode_entry;
+pub use stored::{Entry, decode_entry};

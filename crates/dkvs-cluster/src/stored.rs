@@ -43,12 +43,22 @@ pub(crate) fn store_key(key: &[u8]) -> Bytes {
     [&partition[..], key].concat().into()
 }
 
-/// The key and record of an entry of [`Keyspace::Records`](dkvs_storage::Keyspace::Records), for tools that read a
-/// store without its server; `None` when the entry is damaged, incomplete or of another layout.
+/// An entry of [`Keyspace::Records`](dkvs_storage::Keyspace::Records), for tools that read a store without its server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Bytes,
+    /// Its record.
+    pub record: Record,
+    /// The server's last event on the key.
+    pub own: Option<Dot>,
+}
+
+/// An entry from its place and value; `None` when it is damaged, incomplete or of another layout.
 #[must_use]
-pub fn decode_entry(store_key: &Bytes, value: &Bytes) -> Option<(Bytes, Record)> {
+pub fn decode_entry(store_key: &Bytes, value: &Bytes) -> Option<Entry> {
     let stored = Stored::decode(value).ok().filter(|stored| !stored.is_incomplete)?;
-    Some((key_of(store_key)?, stored.record))
+    Some(Entry { key: key_of(store_key)?, record: stored.record, own: stored.own })
 }
 
 /// The key of a store's key; `None` if that is too short to be one.
@@ -144,7 +154,8 @@ mod tests {
         assert_eq!(key[..2], Partition::of_key(b"abc").number().to_be_bytes());
         assert_eq!(key_of(&Bytes::from_static(b"ab")), None);
         let entry = Bytes::from(stored().encode());
-        assert_eq!(decode_entry(&key, &entry), Some((Bytes::from_static(b"abc"), stored().record)));
+        let Stored { record, own, .. } = stored();
+        assert_eq!(decode_entry(&key, &entry), Some(Entry { key: Bytes::from_static(b"abc"), record, own }));
         assert_eq!(decode_entry(&key, &entry.slice(1..)), None);
     }
 }

@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs_cluster::Kept;
+use dkvs_cluster::{Entry, Kept};
+use dkvs_core::servers::ServerIndex;
 use dkvs_storage::{Batch, Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -107,7 +108,7 @@ struct Platter {
 #[derive(Clone, Debug)]
 pub struct Disk {
     platter: Arc<Mutex<Platter>>,
-    name: Arc<str>,
+    server: ServerIndex,
     recorder: Arc<Recorder>,
     trace: Arc<Trace>,
 }
@@ -116,7 +117,7 @@ impl Disk {
     /// An empty disk that nobody has used.
     #[must_use]
     pub fn new(
-        name: &str,
+        server: ServerIndex,
         flush_interval: Duration,
         random: StdRng,
         recorder: Arc<Recorder>,
@@ -135,7 +136,7 @@ impl Disk {
             flush_interval,
             random,
         };
-        Self { platter: Arc::new(Mutex::new(platter)), name: name.into(), recorder, trace }
+        Self { platter: Arc::new(Mutex::new(platter)), server, recorder, trace }
     }
 
     fn lock(&self) -> MutexGuard<'_, Platter> {
@@ -232,7 +233,7 @@ impl Disk {
         let mut platter = self.lock();
         // What was given to one server at its start may be nowhere else, and is lost with its only copy.
         let is_elsewhere = |place: &Bytes, value: &Bytes| {
-            dkvs_cluster::decode_entry(place, value).is_some_and(|(_, record)| {
+            dkvs_cluster::decode_entry(place, value).is_some_and(|Entry { record, .. }| {
                 record.siblings().iter().all(|sibling| !sibling.dot.actor.is_initial())
             })
         };
@@ -276,7 +277,7 @@ impl Disk {
             }
             let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
             match dkvs_cluster::decode_entry(store_key, value) {
-                Some((key, record)) => _ = records.insert(text(&key), record),
+                Some(Entry { key, record, .. }) => _ = records.insert(text(&key), record),
                 None => damaged.push(text(&store_key[2.min(store_key.len())..])),
             }
         }
@@ -420,9 +421,12 @@ impl SimStore {
         platter.finish_abandoned();
         for (keyspace, key, value) in batch.writes() {
             if let (Keyspace::Records, Some(value)) = (keyspace, value)
-                && let Some((key, record)) = dkvs_cluster::decode_entry(key, value)
+                && let Some(Entry { key, record, own }) = dkvs_cluster::decode_entry(key, value)
             {
                 self.disk.recorder.seen(&key, &record);
+                if let Some(own) = own {
+                    self.disk.recorder.numbers(self.disk.server, own.actor.incarnation);
+                }
             }
         }
         platter.journal.push(Pending { batch: batch.clone(), answered: None });
@@ -460,14 +464,14 @@ impl SimStore {
             let bytes = value.cloned().unwrap_or_default();
             self.disk.trace.note_bytes(at, &bytes, || {
                 let what = match dkvs_cluster::decode_entry(store_key, &bytes) {
-                    Some((key, record)) => {
+                    Some(Entry { key, record, .. }) => {
                         let siblings: Vec<_> =
                             record.siblings().iter().map(|sibling| (sibling.dot, sibling.write.op)).collect();
                         format!("{key:?} = {siblings:?} of {:?}", record.vv())
                     }
                     None => format!("{keyspace:?} {store_key:?}"),
                 };
-                format!("disk of {} ({durability:?}): {what}", self.disk.name)
+                format!("disk of server-{} ({durability:?}): {what}", self.disk.server.as_usize())
             });
         }
     }
@@ -549,7 +553,13 @@ mod tests {
 
     fn disk(seed: u64) -> Disk {
         let random = StdRng::seed_from_u64(seed);
-        Disk::new("a", Duration::from_secs(1), random, Arc::default(), Arc::new(Trace::new(false)))
+        Disk::new(
+            ServerIndex::new(0),
+            Duration::from_secs(1),
+            random,
+            Arc::default(),
+            Arc::new(Trace::new(false)),
+        )
     }
 
     fn batch(key: &'static str) -> Batch {

@@ -169,6 +169,8 @@ pub struct History {
     pub has_mad_peer: bool,
     /// Which client operation wrote under which dot, from all records ever seen on a disk or in a message.
     pub dots: BTreeMap<String, BTreeMap<Dot, BTreeSet<OpId>>>,
+    /// Which server numbered its events under which incarnation, from all records ever seen on a disk.
+    pub coordinators: BTreeMap<u64, ServerIndex>,
     /// The write's number behind each client operation.
     pub ops: BTreeMap<OpId, ValueId>,
     /// What happened to disks, in the order of time.

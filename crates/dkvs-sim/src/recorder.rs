@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use dkvs_core::record::{OpId, Record};
+use dkvs_core::servers::ServerIndex;
 use dkvs_net::Level;
 
 use crate::history::{Damage, History, Life, Micros, Operation, Outcome, ValueId};
@@ -67,6 +68,11 @@ impl Recorder {
         for sibling in record.siblings() {
             dots.entry(sibling.dot).or_default().insert(sibling.write.op);
         }
+    }
+
+    /// A server has numbered an event of its own under this incarnation.
+    pub(crate) fn numbers(&self, server: ServerIndex, incarnation: u64) {
+        self.state().history.coordinators.insert(incarnation, server);
     }
 
     /// Something happened to a disk.

@@ -1,19 +1,27 @@
 //! What was acknowledged is on all owners' disks once hints are delivered, with nobody reading (of G8 what hints do).
 //!
 //! When all faults have ended, clients have finished and no hint is left, each owner of a key, for the N of the write, knows
-//! the event of every acknowledged write: it holds its value, or has replaced it.
+//! the event of every acknowledged write: it holds its value, or has replaced it. A *coordinator* of the write is a server that
+//! numbered one of the events that its acknowledgement covers.
 //!
-//! Not checked: a write during which, or within [`HINTED`] of whose deadline, one of the owners ended without being asked to, or
-//! its disk may have kept it from writing hints until it ended, as that may have been its coordinator, and no hint outlives it then; one after whose call a disk of an owner was damaged, as hints
-//! were lost with it; one of a partition that is marked as one in which an owner missed writes; one whose events were never
-//! seen, or may not be told from a second execution's. How long it takes is checked by the runner.
+//! Excused is one owner of one write, when
+//! - a coordinator ended, not in order, between the call and [`HINTED`] after the deadline, or did so later and its disk
+//!   may have kept it from writing hints since then: it had not kept the write for anybody yet;
+//! - a coordinator's disk was wiped, restored or cut off before a flush since the call: its hints are lost;
+//! - the owner's own disk was damaged since the call (of flipped bits, those in this key's record): its copy is lost;
+//! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up.
+//!
+//! Not checked: a write of which no event was seen, or one whose event nobody is known to have numbered. How long it
+//! takes is checked by the runner.
+
+use std::collections::BTreeSet;
 
 use dkvs_core::position::Partition;
 use dkvs_core::servers::ServerIndex;
 
 use super::Findings;
 use crate::checkers::evidence::{Evidence, Fate, Key, Write, in_words};
-use crate::history::{Damage, Micros};
+use crate::history::{Damage, History, Micros};
 
 /// Within this time after a write's deadline its coordinator has written hints, on the slowest disk.
 const HINTED: Micros = 10_000_000;
@@ -25,10 +33,15 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             let Some(owners) = history.owners.get(&(key.name.to_owned(), write.op.n)) else { continue };
             let Fate::Acknowledged(context) = write.fate else { continue };
             let dots: Vec<_> = write.dots.iter().filter(|&&dot| context.covers(dot)).collect();
-            if dots.is_empty() || is_excused(evidence, key, write, owners) {
+            let numbered_by =
+                dots.iter().map(|dot| history.coordinators.get(&dot.actor.incarnation).copied());
+            let Some(coordinators) = numbered_by.collect::<Option<BTreeSet<_>>>() else { continue };
+            if dots.is_empty() || coordinators.iter().any(|&server| has_ended(history, server, write)) {
                 continue;
             }
-            for owner in owners {
+            for owner in
+                owners.iter().filter(|&&owner| !is_excused(history, owner, &coordinators, key, write))
+            {
                 let record = history.quiet_disks.get(owner).and_then(|disk| disk.get(key.name));
                 let knows = record.is_some_and(|record| dots.iter().any(|&&dot| record.vv().covers(dot)));
                 findings.claim(knows, || {
@@ -42,23 +55,37 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     }
 }
 
-fn is_excused(evidence: &Evidence<'_>, key: &Key<'_>, write: &Write<'_>, owners: &[ServerIndex]) -> bool {
-    let history = evidence.history;
+fn has_ended(history: &History, coordinator: ServerIndex, write: &Write<'_>) -> bool {
     let until = write.op.deadline + HINTED;
-    let has_ended = history
+    history
         .ends
         .iter()
-        .any(|&(server, from, to)| owners.contains(&server) && from <= until && to >= write.op.called);
-    let is_damaged = history.damage.iter().any(|damage| {
-        let (server, at) = match *damage {
-            Damage::Wiped { server, at }
-            | Damage::Restored { server, at, .. }
-            | Damage::Unflushed { server, at }
-            | Damage::Flipped { server, at, .. } => (server, at),
-        };
-        owners.contains(&server) && at >= write.op.called
+        .any(|&(server, from, to)| server == coordinator && from <= until && to >= write.op.called)
+}
+
+fn is_excused(
+    history: &History,
+    owner: ServerIndex,
+    coordinators: &BTreeSet<ServerIndex>,
+    key: &Key<'_>,
+    write: &Write<'_>,
+) -> bool {
+    let is_damaged = history.damage.iter().any(|damage| match *damage {
+        Damage::Wiped { server, at }
+        | Damage::Restored { server, at, .. }
+        | Damage::Unflushed { server, at } => {
+            at >= write.op.called && (server == owner || coordinators.contains(&server))
+        }
+        Damage::Flipped { server, at, key: ref flipped } => {
+            at >= write.op.called && server == owner && flipped == key.name
+        }
     });
     let partition = Partition::of_key(key.name.as_bytes()).number();
-    let is_marked = history.kept.iter().any(|kept| kept.key.is_none() && kept.partition == partition);
-    has_ended || is_damaged || is_marked
+    let is_marked = history.kept.iter().any(|kept| {
+        kept.key.is_none()
+            && kept.partition == partition
+            && kept.target == owner
+            && coordinators.contains(&kept.holder)
+    });
+    is_damaged || is_marked
 }

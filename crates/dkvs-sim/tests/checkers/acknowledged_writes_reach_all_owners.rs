@@ -17,7 +17,12 @@ fn an_owner_that_never_heard_of_an_acknowledged_write_is_caught() {
     missed("one knows another").quiet('A', "A1").quiet('B', "A1").quiet('C', "B1").breaks_only(CLAIM);
     without_c(missed("a server ended before it").ended('A', 50, 99)).breaks_only(CLAIM);
     without_c(missed("a server ended long after it").ended('A', 12_000, 12_000)).breaks_only(CLAIM);
-    without_c(missed("no owner ended").ended('D', 100, 200)).breaks_only(CLAIM);
+    without_c(missed("another owner ended").ended('B', 100, 200)).breaks_only(CLAIM);
+    without_c(missed("another owner has a mark").marked('B', 'C')).breaks_only(CLAIM);
+    without_c(missed("its coordinator has a mark for another").marked('A', 'B')).breaks_only(CLAIM);
+    without_c(missed("another key's bits flipped").flip('C', "other")).breaks_only(CLAIM);
+    without_c(missed("its coordinator's bits flipped").flip('A', "k")).breaks_only(CLAIM);
+    without_c(missed("another owner was wiped").wipe('B')).breaks_only(CLAIM);
 }
 
 #[test]
@@ -32,7 +37,11 @@ fn writes_that_all_have_or_of_which_hints_may_be_lost_pass() {
     // Each beside a write that is put to the test.
     let other = |story: Story| all(story.on("other").put(9).dot("A1").at(90_000, 90_005).deadline(91_000));
     other(without_c(missed("its coordinator may have ended").ended('A', 500, 500))).keeps(CLAIM);
-    other(without_c(missed("its coordinator took no writes").ended('B', 50, 200))).keeps(CLAIM);
+    other(without_c(missed("its coordinator took no writes").ended('A', 50, 20_000))).keeps(CLAIM);
+    let again = missed("one of two coordinators ended").returning("A1 B1").again("B1");
+    other(without_c(again.ended('B', 100, 200))).keeps(CLAIM);
+    other(without_c(missed("its coordinator was wiped").wipe('A'))).keeps(CLAIM);
+    other(without_c(missed("the owner's bits flipped").flip('C', "k"))).keeps(CLAIM);
     other(without_c(missed("marked").marked('A', 'C'))).keeps(CLAIM);
     other(without_c(missed("unknown").unknown())).keeps(CLAIM);
 }

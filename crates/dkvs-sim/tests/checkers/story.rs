@@ -303,6 +303,8 @@ impl Story {
 
     pub(crate) fn told(&self) -> History {
         let mut history = self.history.clone();
+        history.coordinators =
+            ('A'..='D').map(|letter| (u64::from(u32::from(letter)), server(letter))).collect();
         for op in &self.history.operations {
             let owners = (0..op.n).filter_map(|at| Some(ServerIndex::new(u16::try_from(at).ok()?)));
             history.owners.insert((op.key.clone(), op.n), owners.collect());
