@@ -186,12 +186,32 @@ impl Cluster {
         self.members[server.as_usize()].running = None;
     }
 
+    /// Stops a server in order, with no patience for what still waits for others.
+    ///
+    /// # Panics
+    /// When it does not run, or its store fails.
+    pub async fn stop(&mut self, server: ServerIndex) {
+        let member = &mut self.members[server.as_usize()];
+        let running = member.running.take().expect("the server runs");
+        running.stop(Duration::ZERO).await.expect("a store in memory");
+        member.store.reopen();
+    }
+
     /// Starts a killed server on what it had stored.
     pub async fn restart(&mut self, server: ServerIndex) {
+        self.start_again(server, Start::Unclean).await;
+    }
+
+    /// Starts a server that was stopped.
+    pub async fn restart_stopped(&mut self, server: ServerIndex) {
+        self.start_again(server, Start::Clean).await;
+    }
+
+    async fn start_again(&mut self, server: ServerIndex, start: Start) {
         let address = self.address(server);
-        // The port is free once the killed server's last task has ended.
+        // The port is free once the last task of the server before has ended.
         let port = eventually("the port to be free", || async { Port::bind(address).await.ok() }).await;
-        self.run(server, port, Start::Unclean).await;
+        self.run(server, port, start).await;
     }
 
     /// Starts a killed server on an empty store.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use dkvs::ServerIndex;
+use dkvs::{Error, ServerIndex};
 use dkvs_core::record::OpId;
 use dkvs_proto::message::Durability;
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Put, PutBody};
@@ -168,4 +168,34 @@ async fn blind_puts_side_by_side_never_replace_each_other_both() {
         assert_eq!(expected.len(), found.len(), "only this round's values are left: {found:?}");
         assert!(!found.is_empty(), "both are gone");
     }
+}
+
+#[tokio::test]
+async fn a_put_that_would_leave_too_many_siblings_is_refused_until_a_get_and_a_put_with_its_context_resolve_them()
+ {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let first = cluster.owners("k", 3)[0];
+    let warned = async || client.status(first).await.unwrap().siblings_warned;
+    let missing = client.get("k").await.unwrap();
+    for number in 1..=100 {
+        client.put("k", format!("{number}")).context(missing.context()).w(3).await.unwrap();
+        assert_eq!(warned().await, u64::saturating_sub(number, 24), "from the 25th sibling on");
+    }
+    let refused = client.put("k", "one more").context(missing.context()).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }) && refused.nothing_was_written(), "{refused:?}");
+    assert!(refused.to_string().contains("100 siblings"), "{refused}");
+    let refused = client.delete("k").context(missing.context()).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }), "{refused:?}");
+
+    let all = client.get("k").r(3).siblings().await.unwrap();
+    let mut values: Vec<_> = all.siblings().to_vec();
+    values.sort();
+    let mut expected: Vec<_> = (1..=100).map(|number| Some(Bytes::from(format!("{number}")))).collect();
+    expected.sort();
+    assert_eq!(values, expected, "nothing of what was refused");
+    client.put("k", "resolved").context(all.context()).await.unwrap();
+    assert_eq!(self::values(&client, "k").await, [Some(Bytes::from_static(b"resolved"))]);
+    client.put("k", "one more").context(missing.context()).await.unwrap();
+    assert_eq!(self::values(&client, "k").await.len(), 2);
 }

@@ -114,6 +114,29 @@ async fn hints_survive_the_end_of_their_holders() {
     converged(&cluster, 20).await;
 }
 
+/// Puts that are still waiting for an owner leave hints for it when their coordinator stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_survive_an_orderly_stop_of_their_holders_and_are_written_by_it() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    // Its requests are not given up before the servers stop.
+    let client = cluster.client().await;
+    let [up_a, up_b, down] = cluster.servers()[..] else { panic!("three servers") };
+    cluster.kill(down);
+    put_all(&client, 0..20, "v").await;
+    let early: usize = [up_a, up_b].map(|holder| cluster.hints(holder, down).len()).into_iter().sum();
+    assert_eq!(early, 0, "nothing is given up yet");
+    for holder in [up_a, up_b] {
+        cluster.stop(holder).await;
+    }
+    let kept: usize = [up_a, up_b].map(|holder| cluster.hints(holder, down).len()).into_iter().sum();
+    assert_eq!(kept, 20);
+    for holder in [up_a, up_b] {
+        cluster.restart_stopped(holder).await;
+    }
+    cluster.restart(down).await;
+    converged(&cluster, 20).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_that_is_killed_while_it_delivers_goes_on_when_it_is_back() {
     let mut cluster = Cluster::start(Plan::of(3)).await;

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use dkvs_tests::{Cluster, Plan};
+use dkvs_storage::Keyspace;
+use dkvs_tests::{Cluster, Plan, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_that_reached_one_server_only_is_on_two_after_a_get_with_r_2() {
@@ -45,4 +46,28 @@ async fn differing_replicas_are_merged_and_the_merge_is_written_back() {
     client.put("k", "resolved").context(got.context()).await.unwrap();
     let got = client.get("k").r(2).await.unwrap();
     assert_eq!((got.value(), got.sibling_count()), (Some(&Bytes::from_static(b"resolved")), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_answers_a_get_late_and_lacks_something_is_repaired_after_the_answer() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let [first, second, late] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.kill(late);
+    client.put("k", "v").w(2).await.unwrap();
+    // What its coordinator would still do for the third owner is forgotten in a crash.
+    for server in [first, second] {
+        cluster.kill(server);
+        cluster.restart(server).await;
+    }
+    let got = client.get("k").r(2).await.unwrap();
+    assert_eq!(got.value(), Some(&Bytes::from_static(b"v")));
+    cluster.restart(late).await;
+    eventually("the late owner to hold the value", async || {
+        let held = cluster.stored(late, "k");
+        (held == cluster.stored(first, "k")).then_some(())
+    })
+    .await;
+    let is_unhinted = |server| cluster.entries(server, Keyspace::Hints).is_empty();
+    assert!([first, second].into_iter().all(is_unhinted), "nobody kept anything for it");
 }

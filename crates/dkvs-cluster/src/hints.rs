@@ -56,11 +56,15 @@ const PARTITION_LEN: usize = 2;
 /// Hints read in one go, and held until they are acknowledged.
 const PAGE: ScanLimit = ScanLimit { entries_max: 64, bytes_max: 1 << 20 };
 
-/// Hints under way to one target.
+/// Hints under way to one target. After it had no room for one, they are sent one by one, and with each that it
+/// acknowledges again one more side by side: what is first in order would else always take the room from the rest.
 const IN_FLIGHT_MAX: usize = 16;
 
 /// How long a target may take to acknowledge a hint.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Pause of a hint that the target, or this server, had no room for.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause before hints that were not acknowledged are sent again, if the target answers at all.
 const RETRY: Duration = Duration::from_secs(1);
@@ -465,6 +469,7 @@ pub(crate) fn dirty_marks(
 /// Delivers what is kept for one server whenever it answers, until aborted.
 pub(crate) async fn deliver<S: Socket, T: Store>(coordinator: Arc<Coordinator<S, T>>, server: ServerIndex) {
     let target = coordinator.target(server);
+    let mut in_flight_max = IN_FLIGHT_MAX;
     loop {
         let waiting = coordinator.replica.hints_kept().tally(target).hints > 0;
         if !waiting || !coordinator.detector.is_up(server) {
@@ -472,7 +477,7 @@ pub(crate) async fn deliver<S: Socket, T: Store>(coordinator: Arc<Coordinator<S,
             let _ = timeout(RETRY, coordinator.detector.news(server).notified()).await;
             continue;
         }
-        let goes_on = all(&coordinator, server, target).await.unwrap_or_else(|error| {
+        let goes_on = all(&coordinator, server, target, &mut in_flight_max).await.unwrap_or_else(|error| {
             tracing::warn!(?server, %error, "hints cannot be delivered now");
             false
         });
@@ -487,6 +492,7 @@ async fn all<S: Socket, T: Store>(
     coordinator: &Arc<Coordinator<S, T>>,
     server: ServerIndex,
     target: Target,
+    in_flight_max: &mut usize,
 ) -> Result<bool, ReplicaError> {
     let mut after = None;
     let (mut any, mut all_done) = (false, true);
@@ -500,7 +506,7 @@ async fn all<S: Socket, T: Store>(
         let mut goes_on = true;
         loop {
             while goes_on
-                && in_flight.len() < IN_FLIGHT_MAX
+                && in_flight.len() < *in_flight_max
                 && let Some(hint) = page.next()
             {
                 in_flight.push(one(coordinator, server, target, hint));
@@ -508,8 +514,9 @@ async fn all<S: Socket, T: Store>(
             match in_flight.next().await {
                 None => break,
                 Some(done) => match done? {
-                    Delivery::Done => {}
+                    Delivery::Done => *in_flight_max = (*in_flight_max + 1).min(IN_FLIGHT_MAX),
                     Delivery::Refused => all_done = false,
+                    Delivery::NoRoom => (all_done, *in_flight_max) = (false, 1),
                     Delivery::GiveUp => (all_done, goes_on) = (false, false),
                 },
             }
@@ -525,6 +532,8 @@ enum Delivery {
     Done,
     /// The target will not have it. It is kept, and others may be delivered.
     Refused,
+    /// The target has too much to do for this one now.
+    NoRoom,
     /// There is no use in sending more now.
     GiveUp,
 }
@@ -542,9 +551,14 @@ async fn one<S: Socket, T: Store>(
             let merging = coordinator.clone().merge_at(server, key.clone(), record, deadline, Terms::UPKEEP);
             if let (_, Err(reason)) = merging.await {
                 tracing::debug!(?server, ?reason, "a hint was not acknowledged");
-                let is_about_the_hint =
-                    matches!(reason, OwnerAnswer::Refused(Refusal::Invalid(_) | Refusal::TooLong { .. }));
-                return Ok(if is_about_the_hint { Delivery::Refused } else { Delivery::GiveUp });
+                if reason == OwnerAnswer::Refused(Refusal::Overloaded) {
+                    sleep(ROOM_PAUSE).await;
+                    return Ok(Delivery::NoRoom);
+                }
+                return Ok(match reason {
+                    OwnerAnswer::Refused(Refusal::Invalid(_) | Refusal::TooLong { .. }) => Delivery::Refused,
+                    OwnerAnswer::Refused(_) | OwnerAnswer::TimedOut | OwnerAnswer::Ok => Delivery::GiveUp,
+                });
             }
             hash
         }

@@ -192,6 +192,8 @@ pub struct History {
     /// The disks of all servers when the faults had ended, clients had finished, and no hint was left or none was delivered
     /// any more; before every key was read with R = N.
     pub quiet_disks: BTreeMap<ServerIndex, DiskCensus>,
+    /// Of which keys a server's record was then damaged, and not repaired yet.
+    pub quiet_damaged: BTreeSet<(ServerIndex, String)>,
     /// What was then kept for other servers.
     pub kept: Vec<HintLeft>,
     /// The disks of all servers at the end, after every key was read with R = N.

@@ -238,7 +238,7 @@ impl Run {
         let name = |index: &ServerIndex| Target::of(&self.shared.ring.servers()[*index].name);
         let targets: BTreeMap<Target, ServerIndex> = indices.iter().map(|i| (name(i), *i)).collect();
         for (&holder, parts) in indices.iter().zip(&self.shared.servers) {
-            let (records, _) = parts.disk.census();
+            let (records, damaged) = parts.disk.census();
             let left = parts.disk.kept().into_iter().filter_map(|kept| {
                 let (target, key, partition) = match kept {
                     Kept::Hint { target, key, .. } => {
@@ -253,6 +253,7 @@ impl Run {
             let left: Vec<_> = left.collect();
             self.shared.recorder.with(|history| {
                 history.quiet_disks.insert(holder, records);
+                history.quiet_damaged.extend(damaged.into_iter().map(|key| (holder, key)));
                 history.kept.extend(left);
             });
         }

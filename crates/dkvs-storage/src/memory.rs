@@ -21,10 +21,21 @@ type Trees = [BTreeMap<Bytes, Bytes>; Keyspace::ALL.len()];
 /// Ordered maps in memory; see the module's text.
 #[derive(Debug)]
 pub struct MemoryStore {
-    /// `None` once closed.
-    trees: Mutex<Option<Trees>>,
+    state: Mutex<State>,
     /// What it says is free.
     free_bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    trees: Trees,
+    is_closed: bool,
+}
+
+impl State {
+    fn open(&mut self) -> Result<&mut Trees, StoreError> {
+        if self.is_closed { Err(StoreError::Closed) } else { Ok(&mut self.trees) }
+    }
 }
 
 /// Stands for memory without a limit.
@@ -34,7 +45,7 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new() -> Self {
-        Self { trees: Mutex::new(Some(Trees::default())), free_bytes: AtomicU64::new(NO_LIMIT) }
+        Self { state: Mutex::default(), free_bytes: AtomicU64::new(NO_LIMIT) }
     }
 
     /// Has it say, as a store on a disk does, that so many bytes are free. It takes writes all the same.
@@ -42,9 +53,14 @@ impl MemoryStore {
         self.free_bytes.store(free_bytes, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Trees>> {
+    /// Opens it again once it is closed, with all that it held.
+    pub fn reopen(&self) {
+        self.lock().is_closed = false;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under this lock, so a poisoned one guards whole trees.
-        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -56,8 +72,8 @@ impl Default for MemoryStore {
 
 impl Store for MemoryStore {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let trees = self.lock();
-        let trees = trees.as_ref().ok_or(StoreError::Closed)?;
+        let mut state = self.lock();
+        let trees = state.open()?;
         Ok(trees[keyspace.index()].get(key).cloned())
     }
 
@@ -67,8 +83,8 @@ impl Store for MemoryStore {
         after: Option<&[u8]>,
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        let trees = self.lock();
-        let trees = trees.as_ref().ok_or(StoreError::Closed)?;
+        let mut state = self.lock();
+        let trees = state.open()?;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -85,8 +101,8 @@ impl Store for MemoryStore {
 
     async fn commit(&self, batch: Batch, _durability: Durability) -> Result<(), StoreError> {
         batch.check()?;
-        let mut trees = self.lock();
-        let trees = trees.as_mut().ok_or(StoreError::Closed)?;
+        let mut state = self.lock();
+        let trees = state.open()?;
         for ((keyspace, key), value) in batch {
             let tree = &mut trees[keyspace.index()];
             match value {
@@ -103,7 +119,7 @@ impl Store for MemoryStore {
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        *self.lock() = None;
+        self.lock().is_closed = true;
         Ok(())
     }
 }

@@ -8,7 +8,8 @@
 //! - a coordinator ended, not in order, between the call and [`HINTED`] after the deadline, or did so later and its disk
 //!   may have kept it from writing hints since then: it had not kept the write for anybody yet;
 //! - a coordinator's disk was wiped, restored or cut off before a flush since the call: its hints are lost;
-//! - the owner's own disk was damaged since the call (of flipped bits, those in this key's record): its copy is lost;
+//! - the owner's own disk was damaged since the call (of flipped bits, those in this key's record): its copy is lost; or its
+//!   record was damaged earlier and is not repaired yet: what it holds cannot be told;
 //! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up.
 //!
 //! Not checked: a write of which no event was seen, or one whose event nobody is known to have numbered. How long it
@@ -87,5 +88,6 @@ fn is_excused(
             && kept.target == owner
             && coordinators.contains(&kept.holder)
     });
-    is_damaged || is_marked
+    let is_unreadable = history.quiet_damaged.contains(&(owner, key.name.to_owned()));
+    is_damaged || is_marked || is_unreadable
 }

@@ -42,6 +42,7 @@ fn writes_that_all_have_or_of_which_hints_may_be_lost_pass() {
     other(without_c(again.ended('B', 100, 200))).keeps(CLAIM);
     other(without_c(missed("its coordinator was wiped").wipe('A'))).keeps(CLAIM);
     other(without_c(missed("the owner's bits flipped").flip('C', "k"))).keeps(CLAIM);
+    other(missed("damaged before").quiet('A', "A1").quiet('B', "A1").unreadable('C')).keeps(CLAIM);
     other(without_c(missed("marked").marked('A', 'C'))).keeps(CLAIM);
     other(without_c(missed("unknown").unknown())).keeps(CLAIM);
 }

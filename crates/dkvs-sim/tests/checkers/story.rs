@@ -268,6 +268,12 @@ impl Story {
         self
     }
 
+    /// After hints were delivered, this server's record was damaged.
+    pub(crate) fn unreadable(mut self, letter: char) -> Self {
+        self.history.quiet_damaged.insert((server(letter), self.key.clone()));
+        self
+    }
+
     /// This server ended in between, without being asked to.
     pub(crate) fn ended(mut self, letter: char, from: u64, to: u64) -> Self {
         self.history.ends.push((server(letter), from * 1_000, to * 1_000));
