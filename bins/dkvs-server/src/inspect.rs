@@ -64,13 +64,17 @@ fn look(path: &Path) -> anyhow::Result<Summary> {
 }
 
 fn print(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
-    let Summary { records, keys, keys_with_siblings, tombstones, bytes, partitions, identity, findings } =
-        summary;
+    let Summary { records, keys, keys_with_siblings, tombstones, bytes, partitions, .. } = summary;
+    let Summary { hints, dirty_partitions, identity, findings, .. } = summary;
     writeln!(
         out,
         "  records    {records}: {keys} with a value ({keys_with_siblings} with several), {tombstones} deleted"
     )?;
     writeln!(out, "  bytes      {bytes} in {partitions} partitions")?;
+    writeln!(
+        out,
+        "  hints      {hints} for other servers, and {dirty_partitions} partitions in which one has missed more"
+    )?;
     match identity {
         Some((incarnation, lease)) => {
             writeln!(out, "  identity   incarnation {incarnation:016x}, epochs leased up to {lease}")?;

@@ -10,6 +10,7 @@ use dkvs_core::position::Partition;
 use dkvs_storage::{Keyspace, ScanLimit, Store, StoreError};
 
 use crate::damage::{Damage, is_damage};
+use crate::hints::{Kept, decode_kept};
 use crate::identity;
 use crate::stored::{Stored, key_of, store_key};
 
@@ -27,10 +28,14 @@ pub struct Summary {
     pub keys_with_siblings: u64,
     /// Of these, those that remember a deletion.
     pub tombstones: u64,
-    /// Bytes of all entries.
+    /// Bytes of all records' entries.
     pub bytes: u64,
     /// Partitions that hold something.
     pub partitions: u64,
+    /// Writes that are kept for other servers.
+    pub hints: u64,
+    /// Partitions marked as ones in which another server has missed writes, once for each such server.
+    pub dirty_partitions: u64,
     /// The server's incarnation, and the first epoch it has not leased; `None` when it has none yet.
     pub identity: Option<(u64, u32)>,
     /// How much is wrong.
@@ -72,6 +77,23 @@ pub enum Finding {
     },
     /// The server's identity cannot be read. It will draw a new one.
     NoIdentity,
+    /// A hint cannot be read. The server marks its partition instead.
+    DamagedHint {
+        /// The key.
+        key: Bytes,
+        /// Its partition.
+        partition: u16,
+    },
+    /// An entry among the hints is none.
+    NoHint {
+        /// Where it lies.
+        place: Bytes,
+    },
+    /// Part of the hints cannot be read at all: those behind it are not delivered.
+    HintsUnreadable {
+        /// Why.
+        reason: String,
+    },
     /// Part of the store cannot be read at all.
     Unreadable {
         /// The partition from which on.
@@ -96,6 +118,13 @@ impl fmt::Display for Finding {
             }
             Self::BeyondLease { key, epoch } => {
                 write!(f, "key {}: names epoch {epoch}, which is beyond the lease", text(key))
+            }
+            Self::DamagedHint { key, partition } => {
+                write!(f, "partition {partition}, key {}: a hint for another server is damaged", text(key))
+            }
+            Self::NoHint { place } => write!(f, "among the hints: an entry that is none: {place:?}"),
+            Self::HintsUnreadable { reason } => {
+                write!(f, "some hints for other servers cannot be read: {reason}")
             }
             Self::NoIdentity => write!(f, "the server's identity cannot be read; it will draw a new one"),
             Self::Unreadable { partition, reason } => {
@@ -147,6 +176,7 @@ pub fn check(store: &impl Store, mut tell: impl FnMut(Finding)) -> Result<Summar
         }
     }
     check_list(store, &mut found)?;
+    check_hints(store, &mut summary, &mut found)?;
     summary.findings = findings;
     Ok(summary)
 }
@@ -197,6 +227,37 @@ fn check_list(store: &impl Store, found: &mut impl FnMut(Finding)) -> Result<(),
     }
 }
 
+/// What is kept for other servers.
+fn check_hints(
+    store: &impl Store,
+    summary: &mut Summary,
+    found: &mut impl FnMut(Finding),
+) -> Result<(), StoreError> {
+    let mut after: Option<Bytes> = None;
+    loop {
+        let page = match store.scan(Keyspace::Hints, after.as_deref(), PAGE) {
+            Err(error) if is_damage(&error) => {
+                found(Finding::HintsUnreadable { reason: error.to_string() });
+                return Ok(());
+            }
+            page => page?,
+        };
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        for (place, value) in page {
+            match decode_kept(&place, &value) {
+                Some(Kept::Hint { record: Some(_), .. }) => summary.hints += 1,
+                Some(Kept::Hint { key, record: None, .. }) => {
+                    let partition = Partition::of_key(&key).number();
+                    found(Finding::DamagedHint { key, partition });
+                }
+                Some(Kept::Dirty(_)) => summary.dirty_partitions += 1,
+                None => found(Finding::NoHint { place }),
+            }
+        }
+    }
+}
+
 fn partition_of(place: &Bytes) -> u16 {
     place.first_chunk().map_or(0, |number| u16::from_be_bytes(*number))
 }
@@ -210,6 +271,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
+    use crate::hints::tests::hint_entry;
     use crate::identity::Identity;
 
     async fn put(store: &MemoryStore, keyspace: Keyspace, place: Bytes, bytes: Vec<u8>) {
@@ -257,6 +319,24 @@ mod tests {
         assert!(has(&|finding| matches!(finding, Finding::Incomplete { key, .. } if key == "incomplete")));
         assert!(has(&|finding| matches!(finding, Finding::Misplaced { key, .. } if key == "misplaced")));
         assert!(has(&|finding| matches!(finding, Finding::BeyondLease { epoch: 5_000, .. })));
+    }
+
+    #[tokio::test]
+    async fn hints_are_counted_and_those_that_cannot_be_read_are_found() {
+        let store = MemoryStore::new();
+        let of = |key: &[u8]| Record::initial(key, Bytes::from_static(b"v"));
+        let (whole, damaged) = (hint_entry(b"whole", &of(b"whole")), hint_entry(b"damaged", &of(b"damaged")));
+        put(&store, Keyspace::Hints, whole.0, whole.1.to_vec()).await;
+        let mut bytes = damaged.1.to_vec();
+        bytes[20] ^= 1;
+        put(&store, Keyspace::Hints, damaged.0, bytes).await;
+        put(&store, Keyspace::Hints, Bytes::from_static(b"?"), vec![1]).await;
+        let (found, summary) = findings(&store);
+        let key = Bytes::from_static(b"damaged");
+        let partition = Partition::of_key(&key).number();
+        let stray = Finding::NoHint { place: Bytes::from_static(b"?") };
+        assert_eq!(found, [Finding::DamagedHint { key, partition }, stray]);
+        assert_eq!((summary.hints, summary.dirty_partitions, summary.findings), (1, 0, 2));
     }
 
     #[tokio::test]

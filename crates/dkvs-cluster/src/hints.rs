@@ -573,7 +573,7 @@ async fn one<S: Socket, T: Store>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use dkvs_core::hlc::Hlc;
     use dkvs_core::record::{Body, OpId, Write};
     use dkvs_core::version::{Actor, Dot, VersionVector};
@@ -585,6 +585,11 @@ mod tests {
 
     fn target() -> Target {
         Target::of(&ServerName::new("127.0.0.1", 1234).unwrap())
+    }
+
+    /// A hint as it is stored.
+    pub(crate) fn hint_entry(key: &[u8], record: &Record) -> (Bytes, Bytes) {
+        (hint_place(target(), key), encode(record))
     }
 
     fn record(counter: u64) -> Record {
