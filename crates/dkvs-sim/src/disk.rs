@@ -114,10 +114,10 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// An empty disk that nobody has used.
+    /// An empty disk that nobody has used, of the server with this number.
     #[must_use]
     pub fn new(
-        server: ServerIndex,
+        server: u16,
         flush_interval: Duration,
         random: StdRng,
         recorder: Arc<Recorder>,
@@ -136,7 +136,7 @@ impl Disk {
             flush_interval,
             random,
         };
-        Self { platter: Arc::new(Mutex::new(platter)), server, recorder, trace }
+        Self { platter: Arc::new(Mutex::new(platter)), server: ServerIndex::new(server), recorder, trace }
     }
 
     fn lock(&self) -> MutexGuard<'_, Platter> {
@@ -553,13 +553,7 @@ mod tests {
 
     fn disk(seed: u64) -> Disk {
         let random = StdRng::seed_from_u64(seed);
-        Disk::new(
-            ServerIndex::new(0),
-            Duration::from_secs(1),
-            random,
-            Arc::default(),
-            Arc::new(Trace::new(false)),
-        )
+        Disk::new(0, Duration::from_secs(1), random, Arc::default(), Arc::new(Trace::new(false)))
     }
 
     fn batch(key: &'static str) -> Batch {

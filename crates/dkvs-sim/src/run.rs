@@ -313,7 +313,7 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
     }
     let part = |server: usize| ServerParts {
         disk: Disk::new(
-            ServerIndex::new(u16::try_from(server).expect("servers are counted in 16 bits")),
+            u16::try_from(server).expect("servers are counted in 16 bits"),
             plan.flush_interval,
             seed::random(plan.seed, "disk", server as u64),
             recorder.clone(),

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use dkvs_cluster::ReplicaError;
 use dkvs_cluster::write_path::WritePath;
 use dkvs_core::record::OpId;
-use dkvs_core::servers::ServerIndex;
 use dkvs_sim::disk::{Disk, SimStore};
 use dkvs_sim::trace::Trace;
 use dkvs_storage::Durability;
@@ -48,8 +47,7 @@ impl Run {
     async fn start(seed: u64) -> Self {
         let disks_random = StdRng::seed_from_u64(seed);
         let trace = Arc::new(Trace::new(false));
-        let disk =
-            Disk::new(ServerIndex::new(0), Duration::from_millis(100), disks_random, Arc::default(), trace);
+        let disk = Disk::new(0, Duration::from_millis(100), disks_random, Arc::default(), trace);
         let mut random = StdRng::seed_from_u64(!seed);
         let durability =
             [Durability::Fsync, Durability::Interval, Durability::Memory][random.random_range(0..3)];

@@ -49,7 +49,7 @@ fn simulated() -> Fixture<SimStore> {
     static SEED: AtomicU64 = AtomicU64::new(0);
     let random = StdRng::seed_from_u64(SEED.fetch_add(1, Ordering::Relaxed));
     let (recorder, trace) = (Arc::default(), Arc::new(Trace::new(false)));
-    let (store, _) = Disk::new("disk", Duration::from_millis(50), random, recorder, trace).open();
+    let (store, _) = Disk::new(0, Duration::from_millis(50), random, recorder, trace).open();
     Fixture { store: Arc::new(store), _dir: None }
 }
 
