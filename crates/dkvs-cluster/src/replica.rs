@@ -434,6 +434,7 @@ mod tests {
     use dkvs_core::hlc::Hlc;
     use dkvs_core::limits::VERSION_VECTOR_LEN_MAX;
     use dkvs_core::record::Write;
+    use dkvs_core::servers::ServerName;
     use dkvs_core::version::Actor;
     use dkvs_storage::MemoryStore;
     use rand::SeedableRng;
@@ -579,6 +580,10 @@ mod tests {
             let is_more = expected > server;
             let all = if is_more { vec![expected, server, expected] } else { vec![server] };
             assert_eq!(commits, all, "{server:?}, asked for {asked:?}");
+            let target = Target::of(&ServerName::new("127.0.0.1", 1234).unwrap());
+            let keep = HintChange::Keep { target, key: KEY, record: made_elsewhere(op(3), value("x")) };
+            replica.hint(keep, asked).await.unwrap();
+            assert_eq!(*store.1.lock().unwrap(), [expected], "a hint, {server:?}, asked for {asked:?}");
         }
     }
 
