@@ -167,6 +167,8 @@ pub struct History {
     pub given: Vec<Given>,
     /// Whether somebody sent servers what it liked, for keys that no operation names. Of these nothing is promised.
     pub has_mad_peer: bool,
+    /// Whether servers answer for nothing that is not flushed.
+    pub is_flushed: bool,
     /// Which client operation wrote under which dot, from all records ever seen on a disk or in a message.
     pub dots: BTreeMap<String, BTreeMap<Dot, BTreeSet<OpId>>>,
     /// Which server numbered its events under which incarnation, from all records ever seen on a disk.

@@ -22,6 +22,7 @@ use dkvs_cluster::{Kept, Target};
 use dkvs_core::position::Partition;
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerIndex, ServerList, ServerName};
+use dkvs_storage::Durability;
 use tokio::sync::Notify;
 use turmoil::Sim;
 
@@ -305,6 +306,7 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
     let list = ServerList::new(addresses.iter().map(entry).collect()).expect("distinct servers");
     let ring = Arc::new(Ring::new(list));
     server::tell_given(&plan, &ring, &recorder);
+    recorder.with(|history| history.is_flushed = plan.durability == Durability::Fsync);
     for key in &plan.keys {
         for n in key.quorums.iter().map(|quorum| quorum.n).chain([key.n_max()]) {
             let owners = ring.owners_of_key(key.name.as_bytes(), n).to_vec();

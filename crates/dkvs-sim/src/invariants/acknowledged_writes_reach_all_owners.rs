@@ -7,9 +7,10 @@
 //! Excused is one owner of one write, when
 //! - a coordinator ended, not in order, between the call and [`HINTED`] after the deadline, or did so later and its disk
 //!   may have kept it from writing hints since then: it had not kept the write for anybody yet;
-//! - a coordinator's disk was wiped, restored or cut off before a flush since the call: its hints are lost;
-//! - the owner's own disk was damaged since the call (of flipped bits, those in this key's record): its copy is lost; or its
-//!   record was damaged earlier and is not repaired yet: what it holds cannot be told;
+//! - a coordinator's disk was wiped, restored or (unless the level is `fsync`) cut off before a flush since the call: its
+//!   hints are lost;
+//! - so was the owner's own disk, or bits of this key's record flipped on it: its copy is lost; or its record was damaged
+//!   earlier and is not repaired yet: what it holds cannot be told;
 //! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up.
 //!
 //! Not checked: a write of which no event was seen, or one whose event nobody is known to have numbered. How long it
@@ -72,6 +73,7 @@ fn is_excused(
     write: &Write<'_>,
 ) -> bool {
     let is_damaged = history.damage.iter().any(|damage| match *damage {
+        Damage::Unflushed { .. } if history.is_flushed => false,
         Damage::Wiped { server, at }
         | Damage::Restored { server, at, .. }
         | Damage::Unflushed { server, at } => {

@@ -22,6 +22,7 @@ fn an_owner_that_never_heard_of_an_acknowledged_write_is_caught() {
     without_c(missed("its coordinator has a mark for another").marked('A', 'B')).breaks_only(CLAIM);
     without_c(missed("another key's bits flipped").flip('C', "other")).breaks_only(CLAIM);
     without_c(missed("its coordinator's bits flipped").flip('A', "k")).breaks_only(CLAIM);
+    without_c(missed("nothing flushed can be lost").flushed().cut_off('A')).breaks_only(CLAIM);
     without_c(missed("another owner was wiped").wipe('B')).breaks_only(CLAIM);
 }
 
@@ -40,6 +41,7 @@ fn writes_that_all_have_or_of_which_hints_may_be_lost_pass() {
     other(without_c(missed("its coordinator took no writes").ended('A', 50, 20_000))).keeps(CLAIM);
     let again = missed("one of two coordinators ended").returning("A1 B1").again("B1");
     other(without_c(again.ended('B', 100, 200))).keeps(CLAIM);
+    other(without_c(missed("its coordinator lost what was not flushed").cut_off('A'))).keeps(CLAIM);
     other(without_c(missed("its coordinator was wiped").wipe('A'))).keeps(CLAIM);
     other(without_c(missed("the owner's bits flipped").flip('C', "k"))).keeps(CLAIM);
     other(missed("damaged before").quiet('A', "A1").quiet('B', "A1").unreadable('C')).keeps(CLAIM);

@@ -235,6 +235,16 @@ impl Story {
         self.damage(|at| Damage::Restored { server: server(letter), at, back_to: back_to * 1_000 })
     }
 
+    pub(crate) fn cut_off(self, letter: char) -> Self {
+        self.damage(|at| Damage::Unflushed { server: server(letter), at })
+    }
+
+    /// Servers answer for nothing that is not flushed.
+    pub(crate) fn flushed(mut self) -> Self {
+        self.history.is_flushed = true;
+        self
+    }
+
     pub(crate) fn flip(self, letter: char, key: &str) -> Self {
         self.damage(|at| Damage::Flipped { server: server(letter), at, key: key.into() })
     }
