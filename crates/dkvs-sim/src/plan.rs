@@ -236,7 +236,7 @@ impl Plan {
             endpoint: endpoint(random),
             scrub: scrub(&mut seed::random(seed, "scrub", 0)),
             hint_bytes_max: *pick(
-                &[256 << 20, 256 << 20, 256 << 20, 2_000],
+                &[256 << 20, 256 << 20, 256 << 20, 300],
                 &mut seed::random(seed, "hint budget", 0),
             ),
             ping_interval: ping_interval(latency_max, &mut seed::random(seed, "pings", 0)),
