@@ -52,7 +52,7 @@ pub enum Fault {
     Clock(ClockFault),
     /// Requests and answers arrive when their senders have gone on.
     Late(LateFault),
-    /// A record is damaged while what can be reached of its other owners is behind.
+    /// An owner loses something while what can be reached of the others is behind.
     Outvoted(OutvotedFault),
 }
 

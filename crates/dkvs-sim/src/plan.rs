@@ -21,6 +21,9 @@ use crate::seed;
 const TICK_MIN: Duration = Duration::from_millis(1);
 const TICK_MAX: Duration = Duration::from_millis(10);
 
+/// Mean pause of a worker in a crowd.
+const CROWDED_THINK: Duration = Duration::from_millis(30);
+
 /// What servers want to be free on their disks.
 pub(crate) const DISK_FREE_BYTES_MIN: u64 = 1 << 20;
 
@@ -166,9 +169,11 @@ pub struct Plan {
     /// Whether a host that looks like a valid peer sends mad messages.
     pub mad: bool,
     /// Whether requests and answers arrive late now and then. Then clients like puts without a context: one that takes
-    /// effect twice replaces what it must not. In four of ten such runs servers have room for one request at a time, and refuse
-    /// others, of which a copy may come when there is room.
+    /// effect twice replaces what it must not.
     pub late: bool,
+    /// Whether, beside that, servers have room for one request at a time and refuse others, of which a copy may come when there
+    /// is room.
+    pub is_crowded: bool,
     /// The faults, in the order in which they strike.
     pub strikes: Vec<Strike>,
 }
@@ -247,6 +252,7 @@ impl Plan {
             damage,
             mad: seed::random(seed, "has mad peer", 0).random_bool(0.25),
             late: seed::random(seed, "has late messages", 0).random_bool(0.25),
+            is_crowded: false,
             strikes: Vec::new(),
         };
         if plan.late {
@@ -257,11 +263,21 @@ impl Plan {
         let processes = usize::from(plan.servers + plan.client_hosts);
         plan.scarcity = scarcity(&plan.endpoint, processes, &mut seed::random(seed, "scarcity", 0));
         if plan.late && seed::random(seed, "late and crowded", 0).random_bool(0.4) {
-            let scarcity = plan.scarcity.get_or_insert_with(|| Scarcity::none(&plan.endpoint));
-            scarcity.server.requests_max = 1;
+            plan.crowd();
         }
         plan.strikes = nemesis::plan(&plan);
         plan
+    }
+
+    /// Servers have room for one request at a time, and clients are in a hurry and all want the same key.
+    fn crowd(&mut self) {
+        let scarcity = self.scarcity.get_or_insert_with(|| Scarcity::none(&self.endpoint));
+        scarcity.server.requests_max = 1;
+        self.keys.truncate(1);
+        self.given.retain(|given| given.key == 0);
+        self.mix.blind += 6;
+        self.think = self.think.min(CROWDED_THINK);
+        self.is_crowded = true;
     }
 
     /// The transport of servers.

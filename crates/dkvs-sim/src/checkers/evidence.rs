@@ -21,7 +21,8 @@
 //! [`Key::keeps`] says for two operations whether the second must meet what the first had left. It must when their
 //! quorums overlap, the first precedes the second, and no damage stands between:
 //! - the second does not touch an *unsettled* time of the key: from the damage of an owner's disk until the first
-//!   repair that was called after it;
+//!   repair that was called after it. For gets flipped bits make no such time: the owner sees that it has lost something, and answers no
+//!   get before it has what all the others hold. It may take part in writes, which then replace less than they should;
 //! - what the first left is not *at risk* ([`Key::at_risk`]): since it was called, and until a repair, fewer owners were
 //!   damaged than had to hold it. After the repair all N hold it;
 //! - if the first is a get, no damage fell into it, for an owner might have taken the get's state before the damage and
@@ -116,6 +117,8 @@ struct Care {
     repairs: Vec<(Micros, Micros)>,
     /// From a damage until the repair after it.
     unsettled: Vec<(Micros, Micros)>,
+    /// The same, of damage that the owner does not see.
+    unsettled_for_gets: Vec<(Micros, Micros)>,
 }
 
 /// Whether `first` was certainly over when `second` began.
@@ -293,12 +296,15 @@ impl<'a> Key<'a> {
         None
     }
 
-    /// Whether the key was damaged and not repaired at some time while the operation ran.
+    /// Whether the key was damaged and not repaired at some time while the operation ran, in a way that matters to it.
     #[must_use]
     pub fn is_unsettled(&self, op: &Operation) -> bool {
         let touches =
             |&(from, to): &(Micros, Micros)| op.called <= to && op.returned.is_none_or(|end| end >= from);
-        self.care.get(&op.n).is_some_and(|care| care.unsettled.iter().any(touches))
+        self.care.get(&op.n).is_some_and(|care| match op.action {
+            Action::Read => care.unsettled_for_gets.iter().any(touches),
+            Action::Write { .. } => care.unsettled.iter().any(touches),
+        })
     }
 
     fn spans_damage(&self, op: &Operation) -> bool {
@@ -318,12 +324,10 @@ pub fn knows_a_write(seen: &VersionVector) -> bool {
 impl Care {
     fn new(history: &History, key: &Key<'_>, n: usize) -> Self {
         let owners = history.owners.get(&(key.name.to_owned(), n));
-        let mut damage: Vec<(Micros, ServerIndex)> = history
-            .damage
-            .iter()
-            .filter_map(|damage| damaged(damage, key.name))
-            .filter(|(_, server)| owners.is_none_or(|owners| owners.contains(server)))
-            .collect();
+        let is_owners =
+            |(_, server): &(Micros, ServerIndex)| owners.is_none_or(|owners| owners.contains(server));
+        let lost = history.damage.iter().filter_map(|damage| damaged(damage, key.name));
+        let mut damage: Vec<(Micros, ServerIndex)> = lost.filter(is_owners).collect();
         damage.sort_unstable();
 
         let from_all = |op: &Operation| op.quorum == op.n && op.n >= n;
@@ -347,7 +351,10 @@ impl Care {
                 .unwrap_or(Micros::MAX)
         };
         let unsettled = damage.iter().map(|&(at, _)| (at, repaired_after(at))).collect();
-        Self { damage, repairs, unsettled }
+        let is_unseen = |damage: &&Damage| !matches!(damage, Damage::Flipped { .. });
+        let unseen = history.damage.iter().filter(is_unseen).filter_map(|damage| damaged(damage, key.name));
+        let unsettled_for_gets = unseen.filter(is_owners).map(|(at, _)| (at, repaired_after(at))).collect();
+        Self { damage, repairs, unsettled, unsettled_for_gets }
     }
 }
 

@@ -4,10 +4,10 @@
 //! for the same N. So the get's context covers what the write's returned context covers, and an event of the write; and if its value is not among the siblings, some
 //! other write replaced it: one whose context covers the write, or one without a context, called before the get returned.
 //!
-//! After a damage (a disk wiped, restored, cut off before a flush, or a flipped bit) this is owed for the key's owners from
-//! the first read of the key with R = N that was called after the damage; until then a get may meet the damaged owner and one
-//! that the write had not reached. It is owed for all writes again, but for those whose every copy may have been among the
-//! damaged: W owners or more since the write was called, with no read from all owners between.
+//! After a damage (a disk wiped, restored, or cut off before a flush) this is owed for the key's owners from the first read of
+//! the key with R = N that was called after the damage; until then a get may meet the damaged owner and one that the write
+//! had not reached. A flipped bit excuses no get: the owner sees it. It is owed for all writes again, but for those whose every
+//! copy may have been among the damaged: W owners or more since the write was called, with no read from all owners between.
 //!
 //! A pair that more than N − R owners are given at their starts is readable from the beginning: every get shows it, or has heard
 //! of a put or delete. No damage excuses from it, as it is given again at each start.

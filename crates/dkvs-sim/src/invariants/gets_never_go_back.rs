@@ -3,7 +3,7 @@
 //! A get answers when R owners hold what it returns. So of two gets, one after the other, whose quorums overlap (2R > N
 //! when both asked for the same R, and the same N), the context of the second covers all that the first one's covers.
 //!
-//! After a damage this is owed from the first read of the key with R = N that was called after it; what a get had seen
+//! After a damage that its owner does not see (all but flipped bits) this is owed from the first read of the key with R = N that was called after it; what a get had seen
 //! before is owed then too, unless R of the owners or more were damaged since it was called, or it was under way when the
 //! disk was damaged.
 //!

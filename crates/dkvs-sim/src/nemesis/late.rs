@@ -63,10 +63,12 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     }
     let mut strikes = Vec::new();
     let mut at = QUIET;
+    let gap_max = Duration::from_millis(if plan.is_crowded { 500 } else { 1_500 });
     while at < plan.chaos_max() {
-        at += Duration::from_millis(1_500).mul_f64(random.random_range(0.0..1.0));
+        at += gap_max.mul_f64(random.random_range(0.0..1.0));
         let server = server(plan, random);
         strikes.extend(match random.random_range(0..7) {
+            _ if plan.is_crowded && random.random_bool(0.5) => echoed(plan, server, at, random),
             0 => held_up(plan, server, at, random),
             1 => echoed(plan, server, at, random),
             2 => broken(plan, server, at, random),

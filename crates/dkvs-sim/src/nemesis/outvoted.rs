@@ -1,10 +1,14 @@
-//! A record is damaged while one of its other owners has missed something, and the rest cannot be reached.
+//! An owner loses something while another one is behind, and the rest cannot be reached.
 //!
 //! ```text
 //!   missed     nobody reaches one owner, which misses what is written
 //!   damaged    that one is back; bits flip in another owner's record, and nobody reaches any third one
+//!
+//!   missed     as above, while the commits of another owner are slow, and fail now and then
+//!   restarted  both are back, and nobody reaches any third one
 //! ```
-//! Who takes what the owner that is back has for all there is brings back what was replaced.
+//! Who takes what the owner that is back has for all there is brings back what was replaced. Who acknowledges what was not
+//! committed leaves it to those that are behind.
 
 use std::time::Duration;
 
@@ -12,7 +16,8 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::{Fault, QUIET, Strike, shuffled};
-use crate::plan::Plan;
+use crate::disk::DiskConditions;
+use crate::plan::{Plan, pick};
 use crate::shared::Host;
 use crate::world::{World, owner};
 
@@ -23,11 +28,16 @@ pub enum OutvotedFault {
     Unreachable(usize, usize),
     /// Bits flip in what this owner holds of this key.
     Flip(usize, usize),
+    /// This owner's commits take up to this long, and some fail.
+    Dying(usize, usize, Duration),
 }
 
-/// Now and then, in half of the runs with damage.
+/// How often a commit of a dying disk fails.
+const FAILING: f64 = 0.2;
+
+/// Now and then, in half of the runs.
 pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
-    if !plan.damage || !random.random_bool(0.5) {
+    if !random.random_bool(0.5) {
         return Vec::new();
     }
     let mut strikes = Vec::new();
@@ -52,17 +62,17 @@ fn outvoted(
     let key = random.random_range(0..plan.keys.len());
     let copies = plan.keys[key].n_max();
     let mut places = shuffled(plan, random).into_iter().filter(|&place| place < copies);
-    let (Some(behind), Some(damaged)) = (places.next(), places.next()) else { return Vec::new() };
+    let (Some(behind), Some(victim)) = (places.next(), places.next()) else { return Vec::new() };
     let strike = |at, lasts, fault| Strike { at, lasts, fault: Fault::Outvoted(fault) };
-    let damaged_at = at + missed;
-    let apart = places.map(|place| strike(damaged_at, lasts, OutvotedFault::Unreachable(key, place)));
-    [
-        strike(at, missed, OutvotedFault::Unreachable(key, behind)),
-        strike(damaged_at, lasts, OutvotedFault::Flip(key, damaged)),
-    ]
-    .into_iter()
-    .chain(apart)
-    .collect()
+    let lost = if plan.damage && random.random_bool(0.5) {
+        strike(at + missed, lasts, OutvotedFault::Flip(key, victim))
+    } else {
+        let slow = Duration::from_millis(*pick(&[50, 200], random));
+        strike(at, missed, OutvotedFault::Dying(key, victim, slow))
+    };
+    let apart = places.map(|place| strike(at + missed, lasts, OutvotedFault::Unreachable(key, place)));
+    let behind = strike(at, missed, OutvotedFault::Unreachable(key, behind));
+    [behind, lost].into_iter().chain(apart).collect()
 }
 
 /// Both directions of all links of one machine.
@@ -84,6 +94,9 @@ impl OutvotedFault {
                 let name = world.shared.plan.keys[key].name.clone();
                 world.flip(owner, Some(&name))
             }
+            Self::Dying(key, place, slow) => world.set_disk(owner(&world.shared, key, place), |disk| {
+                (disk.write_max, disk.flush_max, disk.write_fault) = (slow, slow, FAILING);
+            }),
         }
     }
 
@@ -94,6 +107,15 @@ impl OutvotedFault {
                 links(world, owner).into_iter().for_each(|(from, to)| world.mend(from, to));
             }
             Self::Flip(key, place) => world.start(owner(&world.shared, key, place)),
+            Self::Dying(key, place, _) => {
+                let owner = owner(&world.shared, key, place);
+                let healthy = DiskConditions::healthy();
+                world.set_disk(owner, |disk| {
+                    (disk.write_max, disk.flush_max) = (healthy.write_max, healthy.flush_max);
+                    disk.write_fault = 0.0;
+                });
+                world.restart_if_poisoned(owner);
+            }
         }
     }
 }

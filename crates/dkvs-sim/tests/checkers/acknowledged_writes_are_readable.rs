@@ -128,10 +128,26 @@ fn a_wiped_owner_excuses_gets_until_the_key_is_repaired() {
         .get("", "")
         .keeps(CLAIM);
     Story::of("a server that does not own the key").put(1).dot("A1").wipe('D').get("", "").breaks(CLAIM);
-    Story::of("another key's record").put(1).dot("A1").flip('A', "other").get("", "").breaks(CLAIM);
-    Story::of("this key's record").put(1).dot("A1").flip('A', "k").get("", "").keeps(CLAIM);
     Story::of("a restored copy").put(1).dot("A1").restore('A', 5).get("", "").keeps(CLAIM);
     Story::of("written after the damage").wipe('A').put(1).dot("B1").repaired().get("", "").breaks(CLAIM);
+}
+
+#[test]
+fn a_flipped_record_excuses_no_get_as_its_owner_sees_it() {
+    let flipped = |title| Story::of(title).put(1).dot("A1").flip('A', "k");
+    flipped("before the repair").get("", "").breaks(CLAIM);
+    flipped("after it").repaired().get("", "").breaks(CLAIM);
+    flipped("a blind put that did not hear of it")
+        .put(2)
+        .dot("C1")
+        .get("1 2", "A1 C1")
+        .keeps("replaced_values_never_return");
+    flipped("and one after the repair")
+        .repaired()
+        .put(2)
+        .dot("C1")
+        .get("1 2", "A1 C1")
+        .breaks("replaced_values_never_return");
 }
 
 #[test]
