@@ -46,6 +46,9 @@ pub const SETTLE: Duration = Duration::from_secs(5);
 /// Time for calm operations, after which clients are asked to finish.
 const CALM: Duration = Duration::from_secs(2);
 
+/// Within this time after a disk has room again, hints that it refused are written.
+const HINTS_LATE: Duration = Duration::from_secs(2);
+
 /// Within this time after they were asked to, clients have finished and the auditor has read everything.
 const WIND_UP: Duration = Duration::from_secs(30);
 
@@ -203,7 +206,7 @@ impl Run {
         let all_finished = |shared: &Shared| shared.finished.load(Ordering::Relaxed) >= workers;
         // What is still under way behind the clients' backs ends by the deadline of their last operation.
         let (asked, timeout) = (WIND_UP, self.shared.plan.timeout);
-        if !self.wait("clients finish", asked, all_finished) || !self.steps(timeout) {
+        if !self.wait("clients finish", asked, all_finished) || !self.steps(timeout + HINTS_LATE) {
             return false;
         }
         let is_delivered = |shared: &Shared| shared.servers.iter().all(|parts| !has_hints(&parts.disk));
