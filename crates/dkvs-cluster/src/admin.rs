@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use dkvs_core::record::{Body, Record};
+use dkvs_core::hlc::WallMs;
+use dkvs_core::record::Body;
 use dkvs_core::servers::{ServerEntry, ServerIndex};
 use dkvs_net::Socket;
 use dkvs_proto::message::Refusal;
@@ -84,16 +85,15 @@ impl<S: Socket, T: Store> Running<S, T> {
         let bytes_max = usize::try_from(len_max).unwrap_or(PAGE_LEN_MAX).min(PAGE_LEN_MAX);
         let limit = ScanLimit { entries_max: PAGE_ENTRIES_MAX, bytes_max };
         let (entries, next) = self.coordinator.replica.page(after.as_ref().map(|token| &*token.0), limit)?;
-        Ok(ScanPage { entries: entries.into_iter().filter_map(scan_entry).collect(), next: next.map(Token) })
+        let now = self.clock.now();
+        let entries = entries.into_iter().filter_map(|entry| scan_entry(entry, now)).collect();
+        Ok(ScanPage { entries, next: next.map(Token) })
     }
 }
 
-/// What a get would show of a key; `None` when it is deleted.
-fn scan_entry((key, record): Entry) -> Option<ScanEntry> {
-    let Body::Value(value) = record.winner()?.write.body.clone() else { return None };
-    Some(ScanEntry { key, value, siblings: count(&record) })
-}
-
-fn count(record: &Record) -> u32 {
-    u32::try_from(record.values().len()).unwrap_or(u32::MAX)
+/// What a get would show of a key at this time; `None` when it is deleted or has expired.
+fn scan_entry((key, record): Entry, now: WallMs) -> Option<ScanEntry> {
+    let Body::Value(value) = record.winner(now)?.write.body.clone() else { return None };
+    let siblings = u32::try_from(record.values(now).len()).unwrap_or(u32::MAX);
+    Some(ScanEntry { key, value, siblings })
 }

@@ -47,7 +47,7 @@ fn refused(refusal: Refusal) -> Answer {
     Answer::Client(ClientAnswer::Failed(Failure::Refused(refusal)))
 }
 
-fn put(body: PutBody, context: Option<Token>, forwarded: bool) -> Put {
+fn put(body: PutBody, context: Option<Token>, forwarded: bool, ttl_ms: Option<u64>) -> Put {
     let op = OpId { client: 0x0102_0304_0506_0708, sequence: 70_000 };
     Put {
         ring: ring(),
@@ -60,6 +60,7 @@ fn put(body: PutBody, context: Option<Token>, forwarded: bool) -> Put {
         timeout_ms: 1_000,
         forwarded,
         durability: Durability::Fsync,
+        ttl_ms,
     }
 }
 
@@ -106,13 +107,13 @@ fn answer(name: &'static str, answer: Answer, hex: &'static str) -> Golden {
 #[rustfmt::skip]
 fn messages() -> Vec<Golden> {
     vec![
-        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync).
-        request("client_request/put", Request::Client(ClientRequest::Put(put(PutBody::Value(text("value")), Some(token()), false))),
+        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync), ttl (1 Some).
+        request("client_request/put", Request::Client(ClientRequest::Put(put(PutBody::Value(text("value")), Some(token()), false, Some(30_000)))),
             "00 fd8877665544332211 036b6579 000576616c7565 0103aabbcc 03 02 fd0807060504030201 \
-             fc70110100 fbe803 00 02"),
-        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability.
-        request("client_request/put_tombstone", Request::Client(ClientRequest::Put(put(PutBody::Tombstone, None, true))),
-            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02"),
+             fc70110100 fbe803 00 02 01fb3075"),
+        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability, ttl (0 None).
+        request("client_request/put_tombstone", Request::Client(ClientRequest::Put(put(PutBody::Tombstone, None, true, None))),
+            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02 00"),
         // 1 Get: ring, key, n, r, timeout, siblings.
         request("client_request/get", Request::Client(ClientRequest::Get(Get { ring: ring(), key: text("key"), n: 5, r: 300, timeout_ms: 250, siblings: true })),
             "01 fd8877665544332211 036b6579 05 fb2c01 fa 01"),

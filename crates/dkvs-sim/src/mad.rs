@@ -216,6 +216,7 @@ impl Mad {
             timeout_ms,
             forwarded: self.random.random_bool(0.5),
             durability: Durability::Fsync,
+            ttl_ms: None,
         }))
     }
 
@@ -267,6 +268,7 @@ impl Mad {
             timeout_ms: 300,
             forwarded: false,
             durability: DURABILITY,
+            ttl_ms: None,
         };
         self.ask(to, Request::Client(ClientRequest::Put(put))).await;
     }
@@ -299,6 +301,7 @@ impl Mad {
             timeout_ms: 300,
             forwarded: false,
             durability: DURABILITY,
+            ttl_ms: None,
         };
         if let Some(answer) = self.ask(to, Request::Client(ClientRequest::Put(put))).await {
             let failure = Failure::Refused(Refusal::WrongRing { ring: self.ring() });

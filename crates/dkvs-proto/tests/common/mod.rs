@@ -127,8 +127,8 @@ fn durability() -> impl Strategy<Value = Durability> {
 fn client_request() -> impl Strategy<Value = ClientRequest> {
     let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>());
     prop_oneof![
-        (ring(), bytes(), put_body(), option::of(token()), op(), numbers, durability()).prop_map(
-            |(ring, key, body, context, op, (n, w, timeout_ms, forwarded), durability)| {
+        (ring(), bytes(), put_body(), option::of(token()), op(), numbers, durability(), option::of(number()))
+            .prop_map(|(ring, key, body, context, op, (n, w, timeout_ms, forwarded), durability, ttl_ms)| {
                 ClientRequest::Put(Put {
                     ring,
                     key,
@@ -140,9 +140,9 @@ fn client_request() -> impl Strategy<Value = ClientRequest> {
                     timeout_ms,
                     forwarded,
                     durability,
+                    ttl_ms,
                 })
-            }
-        ),
+            }),
         (ring(), bytes(), numbers).prop_map(|(ring, key, (n, r, timeout_ms, siblings))| {
             ClientRequest::Get(Get { ring, key, n, r, timeout_ms, siblings })
         }),
