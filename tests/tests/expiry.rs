@@ -35,7 +35,7 @@ fn get_through(cluster: &Cluster, key: &str) -> ClientRequest {
 async fn shown_by(cluster: &Cluster, server: ServerIndex, key: &str) -> Vec<PutBody> {
     match cluster.ask(server, get_through(cluster, key)).await {
         ClientAnswer::Get(done) => done.values,
-        other => panic!("{other:?}"),
+        ClientAnswer::Put(_) | ClientAnswer::Failed(_) => panic!("a get was answered otherwise"),
     }
 }
 
