@@ -24,9 +24,9 @@ pub struct Status {
     pub ring: String,
     /// Since it started.
     pub uptime: Duration,
-    /// Keys with a value.
+    /// Keys with a value. One that has expired counts until its bytes are dropped.
     pub keys: u64,
-    /// Keys whose deletion is still remembered.
+    /// Keys whose deletion, or expired value, is still remembered.
     pub tombstones: u64,
     /// Bytes of keys and values stored.
     pub bytes: u64,

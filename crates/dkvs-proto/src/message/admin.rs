@@ -74,9 +74,9 @@ pub struct StatusReport {
     pub ring: RingId,
     /// Milliseconds since it started.
     pub uptime_ms: u64,
-    /// Keys with a value.
+    /// Keys with a value. One that has expired counts until its bytes are dropped.
     pub keys: u64,
-    /// Keys whose deletion is still remembered.
+    /// Keys whose deletion, or expired value, is still remembered.
     pub tombstones: u64,
     /// Bytes of keys and values stored.
     pub bytes: u64,
@@ -141,7 +141,7 @@ pub enum Liveness {
 /// Part of what a server holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanPage {
-    /// Keys with a value.
+    /// Keys with a value that has not expired.
     #[serde(with = "wire::list")]
     pub entries: Vec<ScanEntry>,
     /// Where to go on; `None` at the end.
