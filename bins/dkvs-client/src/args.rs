@@ -225,6 +225,12 @@ pub(crate) enum InspectOp {
     },
     /// Show how each server is
     Status,
+    /// Show what each owner of a key holds of it: events, times, sizes and hints, not the values
+    Explain {
+        /// The key to look at
+        #[arg(value_parser = bytes())]
+        key: Bytes,
+    },
 }
 
 impl Args {
@@ -248,7 +254,9 @@ impl Args {
         }
         match &self.op {
             Op::Data(op) => op.keys().into_iter().try_for_each(|key| Ok(dkvs::check_key(key)?)),
-            Op::Inspect(InspectOp::Ring { key: Some(key) }) => Ok(dkvs::check_key(key)?),
+            Op::Inspect(InspectOp::Ring { key: Some(key) } | InspectOp::Explain { key }) => {
+                Ok(dkvs::check_key(key)?)
+            }
             Op::Inspect(InspectOp::Ring { key: None } | InspectOp::DumpRing | InspectOp::Status) => Ok(()),
         }
     }
@@ -267,6 +275,7 @@ impl Op {
             Self::Inspect(InspectOp::DumpRing) => "dump-ring",
             Self::Inspect(InspectOp::Ring { .. }) => "ring",
             Self::Inspect(InspectOp::Status) => "status",
+            Self::Inspect(InspectOp::Explain { .. }) => "explain",
         }
     }
 }

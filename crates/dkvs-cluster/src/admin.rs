@@ -3,17 +3,21 @@
 use std::sync::atomic::Ordering;
 
 use dkvs_core::hlc::WallMs;
-use dkvs_core::record::Body;
+use dkvs_core::record::{Body, Record, Sibling};
+use dkvs_core::ring::RingId;
 use dkvs_core::servers::{ServerEntry, ServerIndex};
 use dkvs_net::Socket;
 use dkvs_proto::message::Refusal;
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, PeerReport, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+    AdminAnswer, AdminRequest, HintReport, KeyReport, PeerReport, RingReport, RingServer, ScanEntry,
+    ScanPage, SiblingReport, SiblingState, StatusReport,
 };
 use dkvs_proto::message::client::Token;
+use dkvs_proto::record;
 use dkvs_storage::{ScanLimit, Store, StoreError};
 
-use crate::replica::Entry;
+use crate::coordinator::Coordinator;
+use crate::replica::{Entry, ReplicaError};
 use crate::server::Running;
 
 /// Most entries of a page, and most bytes whatever was asked.
@@ -28,6 +32,10 @@ impl<S: Socket, T: Store> Running<S, T> {
             AdminRequest::Scan { after, len_max } => match self.scan(after, len_max) {
                 Ok(page) => AdminAnswer::Page(page),
                 Err(error) => AdminAnswer::Refused(Refusal::Storage(error.to_string())),
+            },
+            AdminRequest::Explain { ring, key } => match self.explain(ring, &key) {
+                Ok(report) => AdminAnswer::Key(report),
+                Err(error) => AdminAnswer::Refused(error.refusal()),
             },
         }
     }
@@ -89,6 +97,43 @@ impl<S: Socket, T: Store> Running<S, T> {
         let entries = entries.into_iter().filter_map(|entry| scan_entry(entry, now)).collect();
         Ok(ScanPage { entries, next: next.map(Token) })
     }
+
+    /// What this server holds of a key: its own record, whoever owns the key, and hints.
+    fn explain(&self, ring: RingId, key: &[u8]) -> Result<KeyReport, ReplicaError> {
+        let Coordinator { replica, .. } = &*self.coordinator;
+        self.coordinator.check(ring, key).map_err(ReplicaError::Refused)?;
+        let (record, is_damaged) = match replica.fetch(key) {
+            Err(ReplicaError::Damaged) => (Record::new(), true),
+            record => (record?, false),
+        };
+        let mut hints = Vec::new();
+        for target in self.coordinator.peers() {
+            if let Some((hint, bytes)) = replica.hint_held(self.coordinator.target(target), key)? {
+                hints.push(HintReport { target, hash: hint.record.ok().map(|record| record.hash()), bytes });
+            }
+        }
+        let is_stored = !record.vv().is_empty();
+        Ok(KeyReport {
+            clock_ms: self.clock.now(),
+            is_damaged,
+            hash: record.hash(),
+            bytes: if is_stored { record::to_vec(&record).len() as u64 } else { 0 },
+            vv: record.vv().iter().collect(),
+            siblings: record.siblings().iter().map(sibling_report).collect(),
+            hints,
+        })
+    }
+}
+
+fn sibling_report(sibling: &Sibling) -> SiblingReport {
+    let Sibling { dot, write } = sibling;
+    let state = match write.body {
+        Body::Value(_) => SiblingState::Value,
+        Body::Tombstone if sibling.is_dropped() => SiblingState::Dropped,
+        Body::Tombstone => SiblingState::Tombstone,
+    };
+    let len = write.body.len() as u64;
+    SiblingReport { dot: *dot, op: write.op, hlc: write.hlc, expires: write.expires, state, len }
 }
 
 /// What a get would show of a key at this time; `None` when it is deleted or has expired.

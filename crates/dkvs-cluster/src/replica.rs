@@ -334,6 +334,11 @@ impl<T: Store> Replica<T> {
         hints::page(&*self.store, target, after)
     }
 
+    /// The hint for a server that is kept of one key, and its bytes.
+    pub(crate) fn hint_held(&self, target: Target, key: &[u8]) -> Result<Option<(Hint, u64)>, StoreError> {
+        hints::held(&*self.store, target, key)
+    }
+
     /// How often a change left a key with many siblings.
     pub(crate) fn siblings_warned(&self) -> u64 {
         self.gauges.siblings.count()

@@ -44,7 +44,7 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use context::{Context, ContextParseError};
 pub use error::{Error, OwnerReport, QuorumKind, QuorumReport};
-pub use inspect::{Entry, Liveness, Page, Peer, Status};
+pub use inspect::{Entry, HintReport, KeyReport, Liveness, Page, Peer, SiblingReport, SiblingState, Status};
 pub use request::{Get, Got, Put, TTL_MAX, Written, check_key};
 
 pub use bytes::Bytes;
