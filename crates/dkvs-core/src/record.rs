@@ -23,8 +23,8 @@
 //! # Expiry
 //! A value may carry a wall time from which readers are not shown it. It stays a value that somebody has to replace: no
 //! merge, no event and no fingerprint looks at a clock, so that replicas whose clocks differ never differ for it. Long
-//! after its time its bytes may be dropped ([`Record::drop_expired`]): a tombstone with an expiry is what is left of such a value, with
-//! its dot, and takes its place wherever the two meet.
+//! after its time its bytes may be dropped ([`Record::drop_expired`]): a tombstone with an expiry is what is left of
+//! such a value, with its dot, and takes its place wherever the two meet.
 //!
 //! What it leaves out: it never forgets a tombstone by itself. Removing one for good needs proof that every owner
 //! has it.
@@ -138,8 +138,8 @@ impl Sibling {
 }
 
 /// Fingerprint of a record: equal for two replicas exactly when their records are equal, as no dot ever carries two
-/// values; but for bytes dropped after their time. 16 bytes of SHA-256 over the vector and the siblings' dots, so that no client can make two records with
-/// one fingerprint.
+/// values; but for bytes dropped after their time. 16 bytes of SHA-256 over the vector and the siblings' dots, so that
+/// no client can make two records with one fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RecordHash([u8; 16]);
 

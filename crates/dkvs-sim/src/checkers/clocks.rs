@@ -1,8 +1,8 @@
 //! What servers' wall clocks may have shown: the bounds within which a value expires.
 //!
 //! A client does not know which server read its clock for it, nor when exactly. So the bounds hold for all servers, and
-//! one whose clock was right is counted among them. They are a little too wide: machines act within a step of simulated time, and faults
-//! between steps.
+//! one whose clock was right is counted among them. They are a little too wide: machines act within a step of simulated
+//! time, and faults between steps.
 
 use dkvs_core::hlc::WallMs;
 

@@ -1,16 +1,17 @@
 //! Expired values are hidden (G12 for expiry: at its time, as far as clocks agree), and every server knows the same time.
 //!
-//! 1. *Hidden.* A get shows a value only through an event that had not expired by the earliest time that any server's wall clock
-//!    showed while the get ran: whoever coordinated it has looked at its own clock. How wrong clocks were is known exactly.
-//! 2. *One time.* Of all records ever on any disk, no two show one event with different expiries, or with and without one: it is
-//!    chosen once, and kept by whatever passes the value on, be it repair, a hint, or the second round of a put.
-//! 3. *The time asked for.* An event expires if its put asked for it, and not if it did not: as long as it asked for after some server's
-//!    wall clock, between the call and the deadline of the put.
+//! 1. *Hidden.* A get shows a value only through an event that had not expired by the earliest time that any server's wall
+//!    clock showed while the get ran: whoever coordinated it has looked at its own clock. How wrong clocks were is known
+//!    exactly.
+//! 2. *One time.* Of all records ever on any disk, no two show one event with different expiries, or with and without one:
+//!    it is chosen once, and kept by whatever passes the value on, be it repair, a hint, or the second round of a put.
+//! 3. *The time asked for.* An event expires if its put asked for it, and not if it did not: so long as was asked after what
+//!    some server's wall clock showed between the call and the deadline of the put.
 //!
 //! No damage excuses from them.
 //!
-//! Not checked: that a value is shown until then, which is the business of the other invariants (they take for hidden what may
-//! be, by the latest clock); when bytes are dropped; keys of a mad peer.
+//! Not checked: that a value is shown until then, which is the business of the other invariants (they take for hidden what
+//! may be, by the latest clock); when bytes are dropped; keys of a mad peer.
 
 use std::collections::BTreeSet;
 
