@@ -31,6 +31,14 @@ fn get_through(cluster: &Cluster, key: &str) -> ClientRequest {
     ClientRequest::Get(Get { ring, key, n: 3, r: 3, timeout_ms: 30_000, siblings: true })
 }
 
+/// A put without a context. All that are made here are one operation.
+fn put(cluster: &Cluster, value: &str, w: u16, ttl_ms: Option<u64>) -> ClientRequest {
+    let (ring, key, op) = (cluster.ring().id(), "k".into(), OpId { client: 7, sequence: 1 });
+    let (body, durability) = (PutBody::Value(value.to_owned().into()), Durability::Memory);
+    let (context, n, timeout_ms, forwarded) = (None, 3, 30_000, false);
+    ClientRequest::Put(Put { ring, key, body, context, n, w, op, timeout_ms, forwarded, durability, ttl_ms })
+}
+
 /// What a get through this server shows.
 async fn shown_by(cluster: &Cluster, server: ServerIndex, key: &str) -> Vec<PutBody> {
     match cluster.ask(server, get_through(cluster, key)).await {
@@ -213,31 +221,36 @@ async fn a_second_execution_of_a_put_keeps_the_time_of_the_first() {
     let client = cluster.client().await;
     let [first, second, _] = cluster.owners("k", 3)[..] else { panic!("three owners") };
     client.put("k", "before").w(3).await.unwrap();
-    let put = |context| {
-        ClientRequest::Put(Put {
-            ring: cluster.ring().id(),
-            key: "k".into(),
-            body: PutBody::Value("v".into()),
-            context,
-            n: 3,
-            w: 3,
-            op: OpId { client: 7, sequence: 1 },
-            timeout_ms: 30_000,
-            forwarded: false,
-            durability: Durability::Memory,
-            ttl_ms: Some(30_000),
-        })
-    };
-    cluster.ask(first, put(None)).await;
+    cluster.ask(first, put(&cluster, "v", 3, Some(30_000))).await;
     let expiry = |server| cluster.stored(server, "k").siblings()[0].write.expires;
     let chosen = expiry(first);
     cluster.advance_clocks(1_000);
     // Something else to replace, so that the second execution is an event of its own.
     let nothing = client.get("other").await.unwrap();
     client.put("k", "beside").context(nothing.context()).w(3).await.unwrap();
-    cluster.ask(second, put(None)).await;
+    cluster.ask(second, put(&cluster, "v", 3, Some(30_000))).await;
     let record = cluster.stored(second, "k");
     assert_eq!((record.siblings().len(), expiry(second)), (1, chosen));
+}
+
+/// Its coordinator had missed what it replaces, so that the value that stays is of a second event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_needs_a_second_round_keeps_its_time() {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let [first, second, third] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.kill(third);
+    client.put("k", "before").await.unwrap();
+    cluster.restart(third).await;
+    cluster.kill(first);
+    assert!(cluster.stored(third, "k").siblings().is_empty(), "the third missed it");
+    let answer = cluster.ask(third, put(&cluster, "after", 2, Some(30_000))).await;
+    assert!(matches!(answer, ClientAnswer::Put(_)), "{answer:?}");
+    let record = cluster.stored(third, "k");
+    assert_eq!((record.siblings().len(), &record), (1, &cluster.stored(second, "k")));
+    assert_eq!(values(&client, "k").await, [text("after")]);
+    cluster.advance_clocks(TTL_MS);
+    assert_eq!(values(&client, "k").await, []);
 }
 
 #[tokio::test]
@@ -254,23 +267,11 @@ async fn only_values_expire_and_within_bounds() {
     assert_eq!(values(&client, "k").await, [text("v")]);
 
     // A client of another make is told the same by the server.
-    for (ttl_ms, body) in
-        [(0, PutBody::Value("v".into())), (u64::MAX, PutBody::Value("v".into())), (1, PutBody::Tombstone)]
-    {
-        let put = Put {
-            ring: cluster.ring().id(),
-            key: "k".into(),
-            body,
-            context: None,
-            n: 3,
-            w: 2,
-            op: OpId { client: 7, sequence: 1 },
-            timeout_ms: 30_000,
-            forwarded: false,
-            durability: Durability::Memory,
-            ttl_ms: Some(ttl_ms),
-        };
-        let answer = cluster.ask(cluster.owners("k", 1)[0], ClientRequest::Put(put)).await;
+    let mut deletion = put(&cluster, "v", 2, Some(1));
+    let ClientRequest::Put(Put { body, .. }) = &mut deletion else { panic!("it is a put") };
+    *body = PutBody::Tombstone;
+    for request in [put(&cluster, "v", 2, Some(0)), put(&cluster, "v", 2, Some(u64::MAX)), deletion] {
+        let answer = cluster.ask(cluster.owners("k", 1)[0], request).await;
         let refused = matches!(&answer, ClientAnswer::Failed(Failure::Refused(Refusal::Invalid(_))));
         assert!(refused, "{answer:?}");
     }

@@ -197,7 +197,7 @@ impl Mad {
                 timeout_ms,
                 siblings: true,
             })),
-            1 if self.next_id % 2 == 0 => Request::Admin(AdminRequest::Explain { ring, key }),
+            1 if self.next_id.is_multiple_of(2) => Request::Admin(AdminRequest::Explain { ring, key }),
             1 => Request::Admin(AdminRequest::Scan { after: Some(Token(key)), len_max: u32::MAX }),
             _ => self.mad_put(n, quorum, timeout_ms),
         }
