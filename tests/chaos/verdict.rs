@@ -97,6 +97,7 @@ impl Reader {
             timeout_ms: millis(TIMEOUT),
             forwarded: false,
             durability: Durability::default(),
+            ttl_ms: None,
         };
         match self.ask(coordinator, ClientRequest::Put(put)).await? {
             ClientAnswer::Put(done) => Some(done),

@@ -427,6 +427,7 @@ impl Worker {
             value: value.map(|value| value.write),
             write,
             context: context.map(|context| opened(key, context)),
+            ttl_ms: None,
         };
         let id = record.called(self.number, key, *quorums, timeout, action);
         let start = Instant::now();

@@ -225,6 +225,13 @@ impl Cluster {
         self.members[server.as_usize()].skew_ms.store(ms, Ordering::Relaxed);
     }
 
+    /// Lets time pass on all servers' wall clocks.
+    pub fn advance_clocks(&self, ms: i64) {
+        for member in &self.members {
+            member.skew_ms.fetch_add(ms, Ordering::Relaxed);
+        }
+    }
+
     /// Flips a bit in the middle of what a server has stored for a key.
     ///
     /// # Panics
@@ -288,6 +295,14 @@ impl Cluster {
     pub async fn put_back(&self, server: ServerIndex, keyspace: Keyspace, entries: Vec<(Bytes, Bytes)>) {
         let mut batch = Batch::new();
         entries.into_iter().for_each(|(place, value)| batch.put(keyspace, place, value));
+        let store = &self.members[server.as_usize()].store;
+        store.commit(batch, Durability::Memory).await.expect("a store in memory");
+    }
+
+    /// Empties one keyspace of a killed server's store.
+    pub async fn clear(&self, server: ServerIndex, keyspace: Keyspace) {
+        let mut batch = Batch::new();
+        self.entries(server, keyspace).into_iter().for_each(|(place, _)| batch.delete(keyspace, place));
         let store = &self.members[server.as_usize()].store;
         store.commit(batch, Durability::Memory).await.expect("a store in memory");
     }

@@ -155,6 +155,7 @@ async fn a_server_that_does_not_own_a_key_passes_a_put_on() {
             timeout_ms: 30_000,
             forwarded,
             durability: Durability::default(),
+            ttl_ms: None,
         })
     };
     let answer = cluster.ask(stranger, put(false)).await;

@@ -89,6 +89,7 @@ fn blind_put(cluster: &Cluster, value: String, sequence: u64) -> ClientRequest {
         timeout_ms: 30_000,
         forwarded: false,
         durability: Durability::Memory,
+        ttl_ms: None,
     })
 }
 
@@ -128,7 +129,7 @@ async fn a_blind_put_replaces_what_its_coordinator_missed_without_any_read() {
     for server in [second, third] {
         let record = cluster.stored(server, "k");
         let values: Vec<_> =
-            record.values().iter().map(|sibling| sibling.write.body.value().cloned()).collect();
+            record.values(0).iter().map(|sibling| sibling.write.body.value().cloned()).collect();
         assert_eq!(values, [Some(Bytes::from_static(b"after"))], "at {server:?}");
     }
 }

@@ -95,7 +95,7 @@ async fn a_server_that_missed_a_thousand_puts_and_a_hundred_deletes_gets_them_wi
     cluster.restart(down).await;
     converged(&cluster, 1_050).await;
     let shown = cluster.stored(down, &key(550));
-    assert!(shown.values()[0].write.body.value().is_none(), "deleted: {shown:?}");
+    assert!(shown.values(0)[0].write.body.value().is_none(), "deleted: {shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,6 +22,12 @@ pub(crate) const CONNECT_DEFAULT: &str = "127.0.0.1:1234";
 /// Longest time an operation may be given. Far beyond what helps anybody, and small enough to be added to a clock.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Longest time after which a value may expire.
+const TTL_MAX: Duration = dkvs::TTL_MAX;
+
+/// Servers count in milliseconds.
+const DURATION_MIN: Duration = Duration::from_millis(1);
+
 const AFTER_HELP: &str = "\
 Values:
   TEXT     the text itself       -      what stdin brings
@@ -150,6 +156,9 @@ pub(crate) enum DataOp {
         /// Replace exactly what a get saw, as its --json or --verbose shows it; without, all that was acknowledged
         #[arg(long, value_name = "HEX")]
         context: Option<Context>,
+        /// Have it expire: gets do not find it from so long on: 500ms, 30s, 5m, 1h, 7d, or seconds without a unit
+        #[arg(long, value_name = "D", value_parser = ttl, allow_hyphen_values = true)]
+        ttl: Option<Duration>,
     },
     /// Read a value
     Get {
@@ -216,6 +225,12 @@ pub(crate) enum InspectOp {
     },
     /// Show how each server is
     Status,
+    /// Show what each owner of a key holds of it: events, times, sizes and hints, not the values
+    Explain {
+        /// The key to look at
+        #[arg(value_parser = bytes())]
+        key: Bytes,
+    },
 }
 
 impl Args {
@@ -239,7 +254,9 @@ impl Args {
         }
         match &self.op {
             Op::Data(op) => op.keys().into_iter().try_for_each(|key| Ok(dkvs::check_key(key)?)),
-            Op::Inspect(InspectOp::Ring { key: Some(key) }) => Ok(dkvs::check_key(key)?),
+            Op::Inspect(InspectOp::Ring { key: Some(key) } | InspectOp::Explain { key }) => {
+                Ok(dkvs::check_key(key)?)
+            }
             Op::Inspect(InspectOp::Ring { key: None } | InspectOp::DumpRing | InspectOp::Status) => Ok(()),
         }
     }
@@ -258,6 +275,7 @@ impl Op {
             Self::Inspect(InspectOp::DumpRing) => "dump-ring",
             Self::Inspect(InspectOp::Ring { .. }) => "ring",
             Self::Inspect(InspectOp::Status) => "status",
+            Self::Inspect(InspectOp::Explain { .. }) => "explain",
         }
     }
 }
@@ -287,7 +305,16 @@ fn length(text: &str) -> Result<u64, String> {
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
-    let wrong = || "it must be a number with a unit, such as 500ms, 1s or 2m, from 1ms to 24h".to_owned();
+    let timeout = duration(text).filter(|timeout| (DURATION_MIN..=TIMEOUT_MAX).contains(timeout));
+    timeout.ok_or_else(|| "it must be a number with a unit, such as 500ms, 1s or 2m, from 1ms to 24h".into())
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration(text).filter(|ttl| (DURATION_MIN..=TTL_MAX).contains(ttl));
+    ttl.ok_or_else(|| "it must be a number with a unit, such as 500ms, 30s or 7d, from 1ms to 36500d".into())
+}
+
+fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit_s = match unit {
@@ -295,12 +322,11 @@ fn timeout(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" => 60.0,
         "h" => 3_600.0,
-        _ => return Err(wrong()),
+        "d" => 86_400.0,
+        _ => return None,
     };
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    let timeout = Duration::try_from_secs_f64(number * unit_s).map_err(|_| wrong())?;
-    let allowed = Duration::from_millis(1)..=TIMEOUT_MAX;
-    if allowed.contains(&timeout) { Ok(timeout) } else { Err(wrong()) }
+    let number: f64 = number.parse().ok()?;
+    Duration::try_from_secs_f64(number * unit_s).ok()
 }
 
 #[cfg(test)]
@@ -378,11 +404,34 @@ mod tests {
             assert_eq!(ms(text), Ok(expected), "{text}");
         }
         for bad in [
-            "", "0", "0s", "0ms", "-1", "-1s", "1x", "s", "1 s", "1d", "inf", "nan", "1e3", "0.1ms", "25h",
+            "", "0", "0s", "0ms", "-1", "-1s", "1x", "s", "1 s", "2d", "inf", "nan", "1e3", "0.1ms", "25h",
             "1.2.3",
         ] {
             assert!(ms(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_value_may_expire_after_1_ms_to_100_years() {
+        let ms = |text| ttl(text).map(|ttl| ttl.as_millis());
+        for (text, expected) in [
+            ("1ms", 1),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("7d", 604_800_000),
+            ("1.5", 1_500),
+            ("36500d", TTL_MAX.as_millis()),
+        ] {
+            assert_eq!(ms(text), Ok(expected), "{text}");
+        }
+        for bad in ["0", "0s", "0.9ms", "36501d", "1y", "forever", "-1s", "1e99"] {
+            assert!(ms(bad).is_err(), "{bad}");
+        }
+        let args = parse("put --ttl 5m k v").unwrap();
+        let expected = Some(Duration::from_secs(300));
+        assert!(matches!(args.op, Op::Data(DataOp::Put { ttl, .. }) if ttl == expected));
+        assert!(parse("delete --ttl 5m k").is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::args::{Common, InspectOp};
 use crate::connect::Cluster;
+use crate::explain;
 use crate::failure::Failure;
 use crate::output::{Format, Output, escaped, note, text_or_hex};
 
@@ -38,6 +39,7 @@ pub(crate) async fn run(
         InspectOp::Ring { key: None } => ring(&cluster.client, out),
         InspectOp::Ring { key: Some(key) } => preference_list(&cluster, key, out),
         InspectOp::Status => status(&cluster.client, out).await,
+        InspectOp::Explain { key } => explain::run(&cluster, key, out).await,
     }
 }
 
@@ -219,7 +221,7 @@ fn write_dump_json(
             out.copy(&mut dump.lines)?;
             out.bytes(b"]}")
         }
-        Err(error) => out.json_part(&DownJson { server: name.to_string(), state: "down", error }),
+        Err(error) => out.json_part(&DownJson::new(name, error)),
     }
 }
 
@@ -310,10 +312,16 @@ struct PeerJson {
 }
 
 #[derive(Serialize)]
-struct DownJson {
+pub(crate) struct DownJson {
     server: String,
     state: &'static str,
     error: String,
+}
+
+impl DownJson {
+    pub(crate) fn new(server: &ServerName, error: String) -> Self {
+        Self { server: server.to_string(), state: "down", error }
+    }
 }
 
 async fn status(client: &Client, out: &mut Output<impl Write>) -> Result<(), Failure> {
@@ -339,7 +347,7 @@ async fn status(client: &Client, out: &mut Output<impl Write>) -> Result<(), Fai
     if answered { Ok(()) } else { nobody_answered(out) }
 }
 
-fn nobody_answered(out: &mut Output<impl Write>) -> Result<(), Failure> {
+pub(crate) fn nobody_answered(out: &mut Output<impl Write>) -> Result<(), Failure> {
     out.finish()?;
     Err(Failure::NobodyAnswered)
 }
@@ -429,7 +437,7 @@ fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::
             siblings_warned: status.siblings_warned,
             peers: status.peers.into_iter().filter_map(|peer| peer_json(client, peer)).collect(),
         }),
-        Err(error) => ServerJson::Down(DownJson { server, state: "down", error: error.to_string() }),
+        Err(error) => ServerJson::Down(DownJson::new(name, error.to_string())),
     }
 }
 
@@ -484,7 +492,11 @@ fn uptime(uptime: Duration) -> String {
 }
 
 /// Columns two spaces apart; those in `numbers` are aligned on their right.
-fn write_table(rows: &[Vec<String>], numbers: &[usize], out: &mut Output<impl Write>) -> Result<(), Failure> {
+pub(crate) fn write_table(
+    rows: &[Vec<String>],
+    numbers: &[usize],
+    out: &mut Output<impl Write>,
+) -> Result<(), Failure> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.len())).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

@@ -18,6 +18,8 @@ mod ops;
 
 mod inspect;
 
+mod explain;
+
 mod failure;
 
 mod output;

@@ -18,10 +18,14 @@ use crate::output::Output;
 pub(crate) async fn run(op: &DataOp, common: &Common, out: &mut Output<impl Write>) -> Result<(), Failure> {
     let len_max = config(common).value_len_max;
     match op {
-        DataOp::Put { key, value, context } => {
+        DataOp::Put { key, value, context, ttl } => {
             let value = input::load(value, len_max)?;
             let cluster = Cluster::open(common).await?;
-            let written = with_context(cluster.put(key, value), context.as_ref()).await?;
+            let put = with_context(cluster.put(key, value), context.as_ref());
+            let written = match ttl {
+                Some(ttl) => put.ttl(*ttl).await?,
+                None => put.await?,
+            };
             out.written(&written)
         }
         DataOp::Delete { key, context } => {

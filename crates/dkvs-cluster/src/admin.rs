@@ -2,17 +2,22 @@
 
 use std::sync::atomic::Ordering;
 
-use dkvs_core::record::{Body, Record};
+use dkvs_core::hlc::WallMs;
+use dkvs_core::record::{Body, Record, Sibling};
+use dkvs_core::ring::RingId;
 use dkvs_core::servers::{ServerEntry, ServerIndex};
 use dkvs_net::Socket;
 use dkvs_proto::message::Refusal;
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, PeerReport, RingReport, RingServer, ScanEntry, ScanPage, StatusReport,
+    AdminAnswer, AdminRequest, HintReport, KeyReport, PeerReport, RingReport, RingServer, ScanEntry,
+    ScanPage, SiblingReport, SiblingState, StatusReport,
 };
 use dkvs_proto::message::client::Token;
+use dkvs_proto::record;
 use dkvs_storage::{ScanLimit, Store, StoreError};
 
-use crate::replica::Entry;
+use crate::coordinator::Coordinator;
+use crate::replica::{Entry, ReplicaError};
 use crate::server::Running;
 
 /// Most entries of a page, and most bytes whatever was asked.
@@ -27,6 +32,10 @@ impl<S: Socket, T: Store> Running<S, T> {
             AdminRequest::Scan { after, len_max } => match self.scan(after, len_max) {
                 Ok(page) => AdminAnswer::Page(page),
                 Err(error) => AdminAnswer::Refused(Refusal::Storage(error.to_string())),
+            },
+            AdminRequest::Explain { ring, key } => match self.explain(ring, &key) {
+                Ok(report) => AdminAnswer::Key(report),
+                Err(error) => AdminAnswer::Refused(error.refusal()),
             },
         }
     }
@@ -84,16 +93,52 @@ impl<S: Socket, T: Store> Running<S, T> {
         let bytes_max = usize::try_from(len_max).unwrap_or(PAGE_LEN_MAX).min(PAGE_LEN_MAX);
         let limit = ScanLimit { entries_max: PAGE_ENTRIES_MAX, bytes_max };
         let (entries, next) = self.coordinator.replica.page(after.as_ref().map(|token| &*token.0), limit)?;
-        Ok(ScanPage { entries: entries.into_iter().filter_map(scan_entry).collect(), next: next.map(Token) })
+        let now = self.clock.now();
+        let entries = entries.into_iter().filter_map(|entry| scan_entry(entry, now)).collect();
+        Ok(ScanPage { entries, next: next.map(Token) })
+    }
+
+    /// What this server holds of a key: its own record, whoever owns the key, and hints.
+    fn explain(&self, ring: RingId, key: &[u8]) -> Result<KeyReport, ReplicaError> {
+        let Coordinator { replica, .. } = &*self.coordinator;
+        self.coordinator.check(ring, key).map_err(ReplicaError::Refused)?;
+        let (record, is_damaged) = match replica.fetch(key) {
+            Err(ReplicaError::Damaged) => (Record::new(), true),
+            record => (record?, false),
+        };
+        let mut hints = Vec::new();
+        for target in self.coordinator.peers() {
+            if let Some((hint, bytes)) = replica.hint_held(self.coordinator.target(target), key)? {
+                hints.push(HintReport { target, hash: hint.record.ok().map(|record| record.hash()), bytes });
+            }
+        }
+        let is_stored = !record.vv().is_empty();
+        Ok(KeyReport {
+            clock_ms: self.clock.now(),
+            is_damaged,
+            hash: record.hash(),
+            bytes: if is_stored { record::to_vec(&record).len() as u64 } else { 0 },
+            vv: record.vv().iter().collect(),
+            siblings: record.siblings().iter().map(sibling_report).collect(),
+            hints,
+        })
     }
 }
 
-/// What a get would show of a key; `None` when it is deleted.
-fn scan_entry((key, record): Entry) -> Option<ScanEntry> {
-    let Body::Value(value) = record.winner()?.write.body.clone() else { return None };
-    Some(ScanEntry { key, value, siblings: count(&record) })
+fn sibling_report(sibling: &Sibling) -> SiblingReport {
+    let Sibling { dot, write } = sibling;
+    let state = match write.body {
+        Body::Value(_) => SiblingState::Value,
+        Body::Tombstone if sibling.is_dropped() => SiblingState::Dropped,
+        Body::Tombstone => SiblingState::Tombstone,
+    };
+    let len = write.body.len() as u64;
+    SiblingReport { dot: *dot, op: write.op, hlc: write.hlc, expires: write.expires, state, len }
 }
 
-fn count(record: &Record) -> u32 {
-    u32::try_from(record.values().len()).unwrap_or(u32::MAX)
+/// What a get would show of a key at this time; `None` when it is deleted or has expired.
+fn scan_entry((key, record): Entry, now: WallMs) -> Option<ScanEntry> {
+    let Body::Value(value) = record.winner(now)?.write.body.clone() else { return None };
+    let siblings = u32::try_from(record.values(now).len()).unwrap_or(u32::MAX);
+    Some(ScanEntry { key, value, siblings })
 }

@@ -204,7 +204,7 @@ fn check_entry(place: &Bytes, bytes: &Bytes, summary: &mut Summary, found: &mut 
     summary.records += 1;
     if stored.is_live() {
         summary.keys += 1;
-        summary.keys_with_siblings += u64::from(stored.record.values().len() > 1);
+        summary.keys_with_siblings += u64::from(stored.record.values(0).len() > 1);
     } else {
         summary.tombstones += 1;
     }

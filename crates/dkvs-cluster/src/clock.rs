@@ -14,6 +14,7 @@ pub type WallClock = Arc<dyn Fn() -> WallMs + Send + Sync>;
 /// Makes timestamps for this server's events.
 pub(crate) struct Clock {
     wall: WallClock,
+    skew_ms_max: u64,
     state: Mutex<State>,
     reported: Gauge,
 }
@@ -32,7 +33,7 @@ impl Clock {
     pub(crate) fn new(wall: WallClock, skew_ms_max: u64) -> Self {
         let hybrid = HybridClock::new(skew_ms_max);
         let state = State { hybrid, skew_ms_seen: 0, reported: BTreeSet::new() };
-        Self { wall, state: Mutex::new(state), reported: Gauge::new(REPORTED_MAX) }
+        Self { wall, skew_ms_max, state: Mutex::new(state), reported: Gauge::new(REPORTED_MAX) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -41,6 +42,17 @@ impl Clock {
 
     pub(crate) fn tick(&self) -> Hlc {
         self.state().hybrid.tick((self.wall)())
+    }
+
+    /// The wall clock: what has expired by it is not shown here.
+    pub(crate) fn now(&self) -> WallMs {
+        (self.wall)()
+    }
+
+    /// What expired before this has expired by the clock of every server whose clock is as right as is asked of it, and its
+    /// bytes may be dropped.
+    pub(crate) fn long_ago(&self) -> WallMs {
+        self.now().saturating_sub(self.skew_ms_max)
     }
 
     /// Takes note of the timestamps a peer sent, so that later events here sort after them.

@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs_core::limits::KEY_LEN_MAX;
+use dkvs_core::hlc::WallMs;
+use dkvs_core::limits::{KEY_LEN_MAX, TTL_MS_MAX};
 use dkvs_core::quorum::{Answer as OwnerState, Progress, Quorum, ReadQuorum, WriteQuorum};
 use dkvs_core::record::{Body, Record, RecordHash, Sibling};
 use dkvs_core::ring::{Ring, RingId, ServerIndex};
@@ -41,10 +42,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::Clock;
 use crate::failure_detector::FailureDetector;
 use crate::hints::{HintChange, Target};
 use crate::replica::{Replica, ReplicaError, Terms};
-use crate::writer::TOO_MANY_VERSIONS;
+use crate::writer::{ClientWrite, TOO_MANY_VERSIONS};
 
 /// Part of a request's time kept back, so that the client still hears who did not answer.
 const REPORT_SHARE: u32 = 10;
@@ -75,6 +77,8 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) timeout_max: Duration,
     pub(crate) endpoint: Endpoint<S>,
     pub(crate) replica: Replica<T>,
+    /// Tells what has expired.
+    pub(crate) clock: Arc<Clock>,
     /// Who answers.
     pub(crate) detector: FailureDetector,
     /// The keys that are being repaired after their gets were answered.
@@ -178,6 +182,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         if !owners.contains(&self.me) {
             return self.forward(put, &owners, deadline, validity).await;
         }
+        check_ttl(&put).map_err(Failure::Refused)?;
         let body = match put.body {
             PutBody::Value(value) if value.len() > self.value_len_max => {
                 return Err(Failure::Refused(too_long("value", value.len(), self.value_len_max)));
@@ -191,8 +196,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let cause = if body == Body::Tombstone { Cause::Upkeep } else { Cause::Put };
         let terms = Terms { durability: put.durability, cause };
 
-        let event =
-            self.replica.event(put.key.clone(), seen, put.op, body, validity.clone(), terms.durability);
+        let write = ClientWrite { op: put.op, body, ttl_ms: put.ttl_ms };
+        let event = self.replica.event(put.key.clone(), seen, write, validity.clone(), terms.durability);
         let mut event = match timeout_at(deadline, event).await {
             Ok(Ok(event)) => event,
             Ok(Err(error)) => return Err(self.own_failure(error, &owners, put.w, start)),
@@ -510,7 +515,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         if !fits(target) {
             return Err(Failure::Refused(Refusal::Invalid(TOO_MANY_VERSIONS.into())));
         }
-        let done = get_done(&get, target, &read.quorum);
+        let done = get_done(&get, target, &read.quorum, self.clock.now());
         let len = read.under_way() * call_len(&get.key, target);
         if len > 0
             && let Some(room) = Gauge::try_hold(Background(self.clone()), len)
@@ -665,8 +670,9 @@ impl<S: Socket, T> Deref for Background<S, T> {
     }
 }
 
-fn get_done(get: &Get, target: &Record, quorum: &ReadQuorum<OwnerAnswer>) -> GetDone {
-    let values = target.values();
+/// What a client is shown of a record at this time. The context covers also what is hidden.
+fn get_done(get: &Get, target: &Record, quorum: &ReadQuorum<OwnerAnswer>, now: WallMs) -> GetDone {
+    let values = target.values(now);
     let sent = if get.siblings { values.len() } else { 1 };
     let answered = quorum.answers().filter(|(_, answer)| *answer == OwnerState::Ok);
     GetDone {
@@ -686,6 +692,16 @@ fn put_body(sibling: &Sibling) -> PutBody {
 
 fn seen(key: &[u8], vv: &VersionVector) -> Option<Token> {
     (!vv.is_empty()).then(|| Token(context::encode(key, vv)))
+}
+
+fn check_ttl(put: &Put) -> Result<(), Refusal> {
+    let is_allowed = |ttl_ms| (1..=TTL_MS_MAX).contains(&ttl_ms) && put.body != PutBody::Tombstone;
+    if put.ttl_ms.is_none_or(is_allowed) {
+        Ok(())
+    } else {
+        let reason = format!("only a value expires, after 1 to {TTL_MS_MAX} ms");
+        Err(Refusal::Invalid(reason))
+    }
 }
 
 fn too_long(what: &str, len: usize, len_max: usize) -> Refusal {

@@ -421,6 +421,23 @@ pub(crate) fn page(
     Ok(ours.collect())
 }
 
+/// What is kept of one key for a target, and how many bytes that takes.
+pub(crate) fn held(
+    store: &impl Store,
+    target: Target,
+    key: &[u8],
+) -> Result<Option<(Hint, u64)>, StoreError> {
+    let place = hint_place(target, key);
+    let value = match store.get(Keyspace::Hints, &place) {
+        Err(error) if is_damage(&error) => Some(Bytes::new()),
+        value => value?,
+    };
+    Ok(value.map(|value| {
+        let hint = Hint { key: Bytes::copy_from_slice(key), record: decode(&value) };
+        (hint, entry_len(&place, &value))
+    }))
+}
+
 /// What an entry of [`Keyspace::Hints`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kept {

@@ -7,7 +7,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dkvs_core::record::{Body, OpId, Record};
+use dkvs_core::hlc::WallMs;
+use dkvs_core::record::Record;
 use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{Gauge, Held, Level, Validity};
 use dkvs_proto::message::replica::Cause;
@@ -22,7 +23,7 @@ use crate::hints::{self, DirtyMark, Hint, HintChange, HintWriter, HintsKept, Tar
 use crate::identity::Identity;
 use crate::siblings::SiblingLimits;
 use crate::stored::{Stored, key_of, store_key};
-use crate::writer::{Change, Event, Gauges, Queued, Totals, Writer};
+use crate::writer::{Change, ClientWrite, Event, Gauges, Queued, Totals, Writer};
 
 /// The unit in which room for long changes is counted, in bytes. A change shorter than one is bounded by the length of the
 /// queue, and takes no room.
@@ -217,6 +218,12 @@ impl<T: Store> Replica<T> {
         let _ = self.changes.try_send(Queued { change, room: None });
     }
 
+    /// Has the writer drop bytes of an entry that have expired. If it has too much to do now, the next scrub does.
+    fn reclaim(&self, store_key: Bytes) {
+        let (done, _) = oneshot::channel();
+        let _ = self.changes.try_send(Queued { change: Change::Reclaim { store_key, done }, room: None });
+    }
+
     /// Completes a record that was damaged here with what the other owners hold of it.
     pub(crate) async fn mend(&self, key: Bytes, theirs: Record) -> Result<(), ReplicaError> {
         let len = key.len() + theirs.value_len();
@@ -245,18 +252,24 @@ impl<T: Store> Replica<T> {
         self.store.health()
     }
 
-    /// Looks at a page of entries after one of them, and puts aside what is damaged. Returns the last entry's key and how
-    /// many bytes were read; `None` at the end.
+    /// Looks at a page of entries after one of them, puts aside what is damaged, and drops the bytes of what expired before
+    /// `long_ago`. Returns the last entry's key and how many bytes were read; `None` at the end.
     pub(crate) fn scrub(
         &self,
         after: Option<&[u8]>,
         limit: ScanLimit,
+        long_ago: WallMs,
     ) -> Result<Option<(Bytes, usize)>, StoreError> {
         let page = self.store.scan(Keyspace::Records, after, limit)?;
         let bytes = page.iter().map(|(store_key, bytes)| store_key.len() + bytes.len()).sum();
         for (store_key, bytes) in &page {
-            if Stored::decode(bytes).is_err() {
-                self.report(store_key.clone());
+            match Stored::decode(bytes) {
+                Ok(mut stored) => {
+                    if stored.record.drop_expired(long_ago) {
+                        self.reclaim(store_key.clone());
+                    }
+                }
+                Err(_) => self.report(store_key.clone()),
             }
         }
         Ok(page.last().map(|(store_key, _)| (store_key.clone(), bytes)))
@@ -264,18 +277,17 @@ impl<T: Store> Replica<T> {
 
     /// Makes an event: a put or delete that this server coordinates. Without a `context` it replaces what this server
     /// holds. Returns when it is durable. Refused when it is not `valid` any more by the time it is its turn. There is no
-    /// second event if `op` has made one that leaves nothing to do.
+    /// second event if its `op` has made one that leaves nothing to do.
     pub(crate) async fn event(
         &self,
         key: Bytes,
         context: Option<VersionVector>,
-        op: OpId,
-        body: Body,
+        write: ClientWrite,
         valid: Validity,
         durability: message::Durability,
     ) -> Result<Event, ReplicaError> {
-        let len = key.len() + body.len();
-        self.change(len, |done| Change::Event { key, context, op, body, valid, durability, done }).await
+        let len = key.len() + write.body.len();
+        self.change(len, |done| Change::Event { key, context, write, valid, durability, done }).await
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
@@ -320,6 +332,11 @@ impl<T: Store> Replica<T> {
     /// Some of the hints for a server, after the one for this key.
     pub(crate) fn hints(&self, target: Target, after: Option<&Bytes>) -> Result<Vec<Hint>, StoreError> {
         hints::page(&*self.store, target, after)
+    }
+
+    /// The hint for a server that is kept of one key, and its bytes.
+    pub(crate) fn hint_held(&self, target: Target, key: &[u8]) -> Result<Option<(Hint, u64)>, StoreError> {
+        hints::held(&*self.store, target, key)
     }
 
     /// How often a change left a key with many siblings.
@@ -433,7 +450,7 @@ mod tests {
 
     use dkvs_core::hlc::Hlc;
     use dkvs_core::limits::VERSION_VECTOR_LEN_MAX;
-    use dkvs_core::record::Write;
+    use dkvs_core::record::{Body, OpId, Write};
     use dkvs_core::servers::ServerName;
     use dkvs_core::version::Actor;
     use dkvs_storage::MemoryStore;
@@ -484,17 +501,23 @@ mod tests {
 
     async fn shown(replica: &Replica<MemoryStore>) -> Vec<Body> {
         let record = replica.fetch(&KEY).unwrap();
-        record.values().into_iter().map(|sibling| sibling.write.body.clone()).collect()
+        record.values(0).into_iter().map(|sibling| sibling.write.body.clone()).collect()
     }
 
     /// The first coordinator of put 2 did not know put 1, and failed before it heard of it.
     #[tokio::test]
     async fn a_blind_put_begun_elsewhere_still_replaces_what_was_there() {
         let replica = replica().await;
-        replica.event(KEY, None, op(1), value("old"), Validity::unlimited(), WEAK).await.unwrap();
+        replica
+            .event(KEY, None, ClientWrite::lasting(op(1), value("old")), Validity::unlimited(), WEAK)
+            .await
+            .unwrap();
         replica.merge(KEY, made_elsewhere(op(2), value("new")), Terms::UPKEEP).await.unwrap();
         assert_eq!(shown(&replica).await.len(), 2);
-        replica.event(KEY, None, op(2), value("new"), Validity::unlimited(), WEAK).await.unwrap();
+        replica
+            .event(KEY, None, ClientWrite::lasting(op(2), value("new")), Validity::unlimited(), WEAK)
+            .await
+            .unwrap();
         assert_eq!(shown(&replica).await, [value("new")]);
     }
 
@@ -504,8 +527,10 @@ mod tests {
             let replica = replica().await;
             replica.merge(KEY, made_elsewhere(op(1), value("v")), Terms::UPKEEP).await.unwrap();
             let before = replica.fetch(&KEY).unwrap();
-            let event =
-                replica.event(KEY, context, op(1), value("v"), Validity::unlimited(), WEAK).await.unwrap();
+            let event = replica
+                .event(KEY, context, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
+                .await
+                .unwrap();
             assert_eq!(event.record, before);
         }
     }
@@ -519,7 +544,9 @@ mod tests {
         let full = Record::from_parts(actors.map(dot).collect(), Vec::new()).unwrap();
         replica.merge(KEY, full.clone(), Terms::UPKEEP).await.unwrap();
         let refused = |error| matches!(error, ReplicaError::Refused(Refusal::Invalid(_)));
-        let put = replica.event(KEY, None, op(1), value("v"), Validity::unlimited(), WEAK).await;
+        let put = replica
+            .event(KEY, None, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
+            .await;
         assert!(put.is_err_and(refused));
         assert_eq!(replica.fetch(&KEY).unwrap(), full);
     }
@@ -568,10 +595,16 @@ mod tests {
         ] {
             let store = Arc::new(Watched(MemoryStore::new(), std::sync::Mutex::default()));
             let replica = replica_on(store.clone(), server).await;
-            replica.event(KEY, None, op(1), value("v"), Validity::unlimited(), WEAK).await.unwrap();
+            replica
+                .event(KEY, None, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
+                .await
+                .unwrap();
             // One that was executed already, one from elsewhere, and one that is here already.
             store.1.lock().unwrap().clear();
-            replica.event(KEY, None, op(1), value("v"), Validity::unlimited(), asked).await.unwrap();
+            replica
+                .event(KEY, None, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), asked)
+                .await
+                .unwrap();
             let record = made_elsewhere(op(2), value("w"));
             let terms = Terms { durability: asked, cause: Cause::Put };
             replica.merge(KEY, record.clone(), Terms::UPKEEP).await.unwrap();
@@ -646,7 +679,15 @@ mod tests {
         let put = |sequence, text| {
             let replica = replica.clone();
             tokio::spawn(async move {
-                replica.event(KEY, None, op(sequence), value(text), Validity::unlimited(), WEAK).await
+                replica
+                    .event(
+                        KEY,
+                        None,
+                        ClientWrite::lasting(op(sequence), value(text)),
+                        Validity::unlimited(),
+                        WEAK,
+                    )
+                    .await
             })
         };
         let first = put(1, "first");
@@ -677,7 +718,7 @@ mod tests {
         assert_eq!(second.dot, Dot { counter: 2, ..first.dot }, "the next event of the same epoch");
         let record = replica.fetch(&KEY).unwrap();
         assert_eq!(record, second.record);
-        assert_eq!(record.values().len(), 1, "the second has replaced the first");
+        assert_eq!(record.values(0).len(), 1, "the second has replaced the first");
         let Totals { keys, tombstones, bytes } = replica.totals();
         let entry = store.get(Keyspace::Records, &store_key(&KEY)).unwrap().unwrap();
         assert_eq!((keys, tombstones, bytes), (1, 0, (store_key(&KEY).len() + entry.len()) as u64));
@@ -696,7 +737,10 @@ mod tests {
         assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
         // What comes later starts from what the store has.
         outcome.send(Ok(())).unwrap();
-        let put = replica.event(KEY, None, op(3), value("third"), Validity::unlimited(), WEAK).await.unwrap();
+        let put = replica
+            .event(KEY, None, ClientWrite::lasting(op(3), value("third")), Validity::unlimited(), WEAK)
+            .await
+            .unwrap();
         assert_eq!(replica.fetch(&KEY).unwrap(), put.record);
         assert_eq!(replica.totals().keys, 1);
     }
@@ -719,11 +763,15 @@ mod tests {
         let expired = Validity::lasting(Duration::ZERO);
         tokio::time::advance(Duration::from_millis(1)).await;
         let overloaded = |error| matches!(error, ReplicaError::Refused(Refusal::Overloaded));
-        let late = replica.event(KEY, None, op(1), value("late"), expired.clone(), WEAK).await;
+        let late =
+            replica.event(KEY, None, ClientWrite::lasting(op(1), value("late")), expired.clone(), WEAK).await;
         assert!(late.is_err_and(overloaded));
         assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
 
-        let first = replica.event(KEY, None, op(2), value("v"), Validity::unlimited(), WEAK).await.unwrap();
+        let first = replica
+            .event(KEY, None, ClientWrite::lasting(op(2), value("v")), Validity::unlimited(), WEAK)
+            .await
+            .unwrap();
         replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP).await.unwrap();
         let missed =
             VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);

@@ -1,7 +1,8 @@
 //! Reads all records, slowly and again and again, in search of damage.
 //!
 //! A copy that nobody reads can rot unnoticed until the day the other copies are needed. Reading it tells (its checksum is
-//! wrong, or the engine's is), while there are others to repair it from.
+//! wrong, or the engine's is), while there are others to repair it from. Whoever passes by everything also finds the values that
+//! expired long ago, and has their bytes dropped.
 //!
 //! ```text
 //!   page ── pause ── page ── pause ── ... ── end: one pass ──── long pause ──── from the start
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use dkvs_storage::{ScanLimit, Store};
 use tokio::time::sleep;
 
+use crate::clock::Clock;
 use crate::replica::Replica;
 
 /// Bytes read in one go. It keeps a worker of the runtime for some 100 µs.
@@ -37,14 +39,20 @@ impl Scrub {
 }
 
 /// Looks at all records, `bytes_per_s` of them in a second, and begins again after `pause`. Never, when that is 0.
-pub(crate) async fn run<T: Store>(replica: Replica<T>, bytes_per_s: u64, pause: Duration, done: Arc<Scrub>) {
+pub(crate) async fn run<T: Store>(
+    replica: Replica<T>,
+    clock: Arc<Clock>,
+    bytes_per_s: u64,
+    pause: Duration,
+    done: Arc<Scrub>,
+) {
     if bytes_per_s == 0 {
         return;
     }
     loop {
         let mut after: Option<Bytes> = None;
         loop {
-            match replica.scrub(after.as_deref(), PAGE) {
+            match replica.scrub(after.as_deref(), PAGE, clock.long_ago()) {
                 Ok(Some((last, bytes))) => {
                     after = Some(last);
                     sleep(Duration::from_secs(1).mul_f64(bytes as f64 / bytes_per_s as f64)).await;

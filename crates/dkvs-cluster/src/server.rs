@@ -96,6 +96,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             timeout_max: config.timeout_max,
             endpoint: endpoint.clone(),
             replica,
+            clock: clock.clone(),
             detector,
             repairs: LateRepairs::default(),
             background: Gauge::new(config.background_bytes_max),
@@ -115,7 +116,9 @@ impl<S: Socket, T: Store> Server<S, T> {
         endpoint.serve(Some(running.clone()));
         let mending = tokio::spawn(mend::run(running.coordinator.clone(), config.quorum.n()));
         let (replica, done) = (running.coordinator.replica.clone(), running.scrub.clone());
-        let scrubbing = tokio::spawn(scrub::run(replica, config.scrub_bytes_per_s, config.scrub_pause, done));
+        let clock = running.clock.clone();
+        let scrubbing =
+            tokio::spawn(scrub::run(replica, clock, config.scrub_bytes_per_s, config.scrub_pause, done));
         let mut background = vec![mending.abort_handle(), scrubbing.abort_handle()];
         for peer in running.coordinator.peers() {
             let watching = tokio::spawn(failure_detector::watch(running.coordinator.clone(), peer));

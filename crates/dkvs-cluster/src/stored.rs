@@ -101,9 +101,10 @@ impl Stored {
         Ok(Self { record, own, is_incomplete: head[1] & IS_INCOMPLETE != 0 })
     }
 
-    /// Whether a get would find a value.
+    /// Whether a get would find a value. One that has expired counts until its bytes are dropped: what an entry adds to the
+    /// totals must not change by itself.
     pub(crate) fn is_live(&self) -> bool {
-        self.record.winner().is_some_and(|winner| winner.write.body != Body::Tombstone)
+        self.record.winner(0).is_some_and(|winner| winner.write.body != Body::Tombstone)
     }
 }
 

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use crate::clock::{Clock, WallClock};
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError};
 use crate::siblings::SiblingLimits;
+use crate::writer::ClientWrite;
 
 /// What a put that this server coordinates goes through here before it is answered or sent. Clones share it.
 #[derive(Debug)]
@@ -57,7 +58,8 @@ impl<T: Store> WritePath<T> {
     /// When the event was refused or the store failed.
     pub async fn put(&self, key: Bytes, value: Bytes, op: OpId) -> Result<(), ReplicaError> {
         let body = Body::Value(value);
-        let event = self.0.event(key, None, op, body, Validity::unlimited(), Asked::Memory);
+        let event =
+            self.0.event(key, None, ClientWrite::lasting(op, body), Validity::unlimited(), Asked::Memory);
         event.await.map(drop)
     }
 
@@ -67,7 +69,7 @@ impl<T: Store> WritePath<T> {
     /// When the record is damaged or the store failed.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReplicaError> {
         let record = self.0.fetch(key)?;
-        Ok(record.winner().and_then(|winner| match &winner.write.body {
+        Ok(record.winner(0).and_then(|winner| match &winner.write.body {
             Body::Value(value) => Some(value.clone()),
             Body::Tombstone => None,
         }))

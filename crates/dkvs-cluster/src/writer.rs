@@ -51,13 +51,27 @@ const TOTALS_KEY: &[u8] = b"totals";
 
 type Done<A> = oneshot::Sender<Result<A, ReplicaError>>;
 
+/// What a client asks to be written.
+pub(crate) struct ClientWrite {
+    pub(crate) op: OpId,
+    pub(crate) body: Body,
+    /// For how long readers are to be shown it, in milliseconds from when it is written.
+    pub(crate) ttl_ms: Option<u64>,
+}
+
+impl ClientWrite {
+    /// One that does not expire.
+    pub(crate) fn lasting(op: OpId, body: Body) -> Self {
+        Self { op, body, ttl_ms: None }
+    }
+}
+
 /// Something to do to one key.
 pub(crate) enum Change {
     Event {
         key: Bytes,
         context: Option<VersionVector>,
-        op: OpId,
-        body: Body,
+        write: ClientWrite,
         valid: Validity,
         durability: message::Durability,
         done: Done<Event>,
@@ -78,6 +92,11 @@ pub(crate) enum Change {
     },
     /// Put this entry aside if it is damaged.
     Quarantine {
+        store_key: Bytes,
+        done: Done<()>,
+    },
+    /// Drop the bytes of what has expired long ago.
+    Reclaim {
         store_key: Bytes,
         done: Done<()>,
     },
@@ -376,7 +395,9 @@ impl<T: Store> Writer<T> {
         entries.retain(|_, entry| entry.changed);
         let mut totals = *self.totals.borrow();
         let (mut found, mut mended) = (0, 0);
+        let long_ago = self.clock.long_ago();
         for (store_key, entry) in &mut entries {
+            entry.stored.record.drop_expired(long_ago);
             let bytes = entry.stored.encode();
             let weight = weight(store_key, &entry.stored, bytes.len());
             entry.before.replace(weight).into_iter().for_each(|before| totals.remove(before));
@@ -480,14 +501,14 @@ impl<T: Store> Writer<T> {
         staged: &mut BTreeMap<Bytes, Staged>,
     ) -> Option<Waiting> {
         match change {
-            Change::Event { key, context, op, body, valid, durability, done } => {
-                let cause = if body == Body::Tombstone { Cause::Upkeep } else { Cause::Put };
+            Change::Event { key, context, write, valid, durability, done } => {
+                let cause = if write.body == Body::Tombstone { Cause::Upkeep } else { Cause::Put };
                 let result = in_time(&valid)
                     .and_then(|()| space.admit(cause))
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| {
                         let before = entry.stored.record.siblings().len();
-                        let event = self.event(entry, context, op, body)?;
+                        let event = self.event(entry, context, write)?;
                         self.look_at_siblings(&key, before, entry);
                         self.strengthen(entry, durability);
                         Ok(event)
@@ -521,6 +542,12 @@ impl<T: Store> Writer<T> {
             Change::Quarantine { store_key, done } => {
                 let result = space.admit(Cause::Upkeep).and_then(|()| self.entry(store_key, staged));
                 or_refuse(result.map(drop), done).map(|((), done)| Waiting::Done(done))
+            }
+            Change::Reclaim { store_key, done } => {
+                let long_ago = self.clock.long_ago();
+                let result = space.admit(Cause::Upkeep).and_then(|()| self.entry(store_key, staged));
+                let result = result.map(|entry| entry.changed |= entry.stored.record.drop_expired(long_ago));
+                or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
             Change::Mend { key, theirs, done } => {
                 let result = space
@@ -604,14 +631,14 @@ impl<T: Store> Writer<T> {
         &mut self,
         entry: &mut Staged,
         context: Option<VersionVector>,
-        op: OpId,
-        body: Body,
+        ClientWrite { op, body, ttl_ms }: ClientWrite,
     ) -> Result<Event, ReplicaError> {
         let record = &entry.stored.record;
         // A coordinator that failed may have begun the put. With a context, all it replaces is gone then; without one, only
         // what that coordinator held.
         let nothing_to_replace = || record.siblings().iter().all(|sibling| sibling.write.op == op);
-        if let Some(begun) = record.written_by(op)
+        let begun = record.written_by(op);
+        if let Some(begun) = begun
             && (context.is_some() || nothing_to_replace())
         {
             let context = context.unwrap_or_else(|| record.vv().clone());
@@ -629,7 +656,10 @@ impl<T: Store> Writer<T> {
             }));
         }
         self.config.siblings.admit(record, &context).map_err(ReplicaError::Refused)?;
-        let write = Write { op, hlc: self.clock.tick(), expires: None, body };
+        // The time is chosen once, here if it was not elsewhere.
+        let chosen = || ttl_ms.map(|ttl_ms| self.clock.now().saturating_add(ttl_ms));
+        let expires = begun.map_or_else(chosen, |begun| begun.write.expires);
+        let write = Write { op, hlc: self.clock.tick(), expires, body };
         let dot = self.make_event(entry, &context, write)?;
         let record = entry.stored.record.clone();
         Ok(Event { dot, seen: record.seen_after(&context, dot), record })

@@ -11,6 +11,10 @@ pub const VALUE_LEN_MAX_DEFAULT: usize = 8 * 1024 * 1024;
 /// refused until somebody resolves the siblings; merges between replicas are never refused.
 pub const RECORD_LEN_MAX: usize = 64 * 1024 * 1024;
 
+/// Longest time after which a value may be asked to expire, in milliseconds: 100 years. Far beyond what helps anybody, and
+/// small enough to be added to a wall clock.
+pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
+
 /// Most entries a version vector may have when it comes from outside (a context, a message). Each entry is one
 /// incarnation or epoch of one server on one key; a healthy key has a handful.
 pub const VERSION_VECTOR_LEN_MAX: usize = 4_096;

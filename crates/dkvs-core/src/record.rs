@@ -20,6 +20,12 @@
 //! - the whole record is replicated, never one value and a vector: a vector that covers more than the values it
 //!   travels with would delete what the receiver alone still has.
 //!
+//! # Expiry
+//! A value may carry a wall time from which readers are not shown it. It stays a value that somebody has to replace: no
+//! merge, no event and no fingerprint looks at a clock, so that replicas whose clocks differ never differ for it. Long
+//! after its time its bytes may be dropped ([`Record::drop_expired`]): a tombstone with an expiry is what is left of
+//! such a value, with its dot, and takes its place wherever the two meet.
+//!
 //! What it leaves out: it never forgets a tombstone by itself. Removing one for good needs proof that every owner
 //! has it.
 
@@ -99,7 +105,7 @@ pub struct Write {
     pub hlc: Hlc,
     /// Absolute wall time from which the value is hidden, chosen once by the coordinator.
     pub expires: Option<WallMs>,
-    /// The value or tombstone.
+    /// The value or tombstone. A tombstone that expires is a value whose bytes were dropped after its time.
     pub body: Body,
 }
 
@@ -117,11 +123,23 @@ impl Sibling {
     fn recency(&self) -> (Hlc, Dot) {
         (self.write.hlc, self.dot)
     }
+
+    /// Whether readers are not shown it at this time. What has lost its bytes is hidden whatever the clock says.
+    #[must_use]
+    pub fn is_expired(&self, now: WallMs) -> bool {
+        self.write.expires.is_some_and(|at| at <= now) || self.is_dropped()
+    }
+
+    /// Whether it is a value that has lost its bytes after its time.
+    #[must_use]
+    pub fn is_dropped(&self) -> bool {
+        self.write.expires.is_some() && self.write.body == Body::Tombstone
+    }
 }
 
 /// Fingerprint of a record: equal for two replicas exactly when their records are equal, as no dot ever carries two
-/// values. 16 bytes of SHA-256 over the vector and the siblings' dots, so that no client can make two records with
-/// one fingerprint.
+/// values; but for bytes dropped after their time. 16 bytes of SHA-256 over the vector and the siblings' dots, so that
+/// no client can make two records with one fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RecordHash([u8; 16]);
 
@@ -187,10 +205,12 @@ impl Record {
         &self.siblings
     }
 
-    /// The siblings a reader is shown: latest first, and those of one operation as one.
+    /// The siblings a reader is shown at this time: latest first, those of one operation as one, and none that has
+    /// expired.
     #[must_use]
-    pub fn values(&self) -> Vec<&Sibling> {
-        let mut latest_first: Vec<&Sibling> = self.siblings.iter().collect();
+    pub fn values(&self, now: WallMs) -> Vec<&Sibling> {
+        let mut latest_first: Vec<&Sibling> =
+            self.siblings.iter().filter(|sibling| !sibling.is_expired(now)).collect();
         latest_first.sort_by_key(|sibling| Reverse(sibling.recency()));
         let mut shown: Vec<&Sibling> = Vec::with_capacity(latest_first.len());
         for sibling in latest_first {
@@ -201,10 +221,12 @@ impl Record {
         shown
     }
 
-    /// The sibling shown first: the latest by its timestamp, then by its dot.
+    /// The sibling shown first at this time: the latest by its timestamp, then by its dot. At time 0, of all whose bytes
+    /// are still there.
     #[must_use]
-    pub fn winner(&self) -> Option<&Sibling> {
-        self.siblings.iter().max_by_key(|sibling| sibling.recency())
+    pub fn winner(&self, now: WallMs) -> Option<&Sibling> {
+        let shown = self.siblings.iter().filter(|sibling| !sibling.is_expired(now));
+        shown.max_by_key(|sibling| sibling.recency())
     }
 
     /// The sibling that `op` wrote, if nobody has replaced it.
@@ -239,8 +261,21 @@ impl Record {
         self.vv.merge(context);
     }
 
+    /// Drops the bytes of values whose time came before `long_ago`. Returns whether there were any. Nothing else of the
+    /// record changes, nor does its fingerprint.
+    pub fn drop_expired(&mut self, long_ago: WallMs) -> bool {
+        let mut dropped = false;
+        for Sibling { write, .. } in &mut self.siblings {
+            if write.body != Body::Tombstone && write.expires.is_some_and(|at| at < long_ago) {
+                write.body = Body::Tombstone;
+                dropped = true;
+            }
+        }
+        dropped
+    }
+
     /// Learns all that `other` knows: keeps the siblings both have, and those of either that the other has not
-    /// heard of.
+    /// heard of. Of one that has lost its bytes in either, the bytes are gone.
     pub fn merge(&mut self, other: &Self) {
         let ours = std::mem::take(&mut self.siblings);
         let mut theirs = other.siblings.iter().peekable();
@@ -248,9 +283,11 @@ impl Record {
             while let Some(new) = theirs.next_if(|new| new.dot < sibling.dot) {
                 self.keep_unless_covered(new);
             }
-            let in_both = theirs.next_if(|new| new.dot == sibling.dot).is_some();
-            if in_both || !other.vv.covers(sibling.dot) {
-                self.siblings.push(sibling);
+            match theirs.next_if(|new| new.dot == sibling.dot) {
+                Some(same) if same.is_dropped() => self.siblings.push(same.clone()),
+                Some(_) => self.siblings.push(sibling),
+                None if !other.vv.covers(sibling.dot) => self.siblings.push(sibling),
+                None => {}
             }
         }
         theirs.for_each(|new| self.keep_unless_covered(new));
@@ -263,7 +300,7 @@ impl Record {
         }
     }
 
-    /// Whether merging `other` into this would change nothing.
+    /// Whether merging `other` into this would change nothing, but perhaps drop bytes that have expired.
     #[must_use]
     pub fn includes(&self, other: &Self) -> bool {
         self.vv.descends_from(&other.vv)

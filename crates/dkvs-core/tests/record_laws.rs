@@ -265,21 +265,54 @@ proptest! {
     }
 
     #[test]
-    fn a_reader_is_shown_one_value_of_each_operation_latest_first(steps in history()) {
+    fn a_reader_is_shown_one_value_of_each_operation_latest_first_and_none_that_expired(
+        steps in history(), now in 0..4_u64,
+    ) {
         for record in run(&steps).0 {
-            let shown = record.values();
+            let shown = record.values(now);
             let recency = |sibling: &Sibling| (sibling.write.hlc, sibling.dot);
             prop_assert!(shown.windows(2).all(|pair| recency(pair[0]) > recency(pair[1])), "{shown:?}");
-            let ops: BTreeSet<OpId> = record.siblings().iter().map(|sibling| sibling.write.op).collect();
+            let is_gone = |write: &Write| {
+                write.expires.is_some_and(|at| at <= now || write.body == Body::Tombstone)
+            };
+            let alive = || record.siblings().iter().filter(|sibling| !is_gone(&sibling.write));
+            let ops: BTreeSet<OpId> = alive().map(|sibling| sibling.write.op).collect();
             prop_assert_eq!(shown.iter().map(|sibling| sibling.write.op).collect::<BTreeSet<_>>(), ops.clone());
             prop_assert_eq!(shown.len(), ops.len(), "no operation twice");
-            for sibling in record.siblings() {
+            for sibling in alive() {
                 let as_shown = shown.iter().find(|shown| shown.write.op == sibling.write.op).unwrap();
                 prop_assert!(recency(as_shown) >= recency(sibling));
                 prop_assert_eq!(record.written_by(sibling.write.op).map(|s| s.write.op), Some(sibling.write.op));
             }
-            prop_assert_eq!(record.winner(), shown.first().copied());
+            prop_assert_eq!(record.winner(now), shown.first().copied());
         }
+    }
+
+    /// Servers drop the bytes of what has expired when they like. That must not show, neither in what they exchange nor in what
+    /// readers see, and what has met it is as if it had dropped them too.
+    #[test]
+    fn dropped_bytes_change_neither_fingerprints_nor_merges_nor_what_readers_see(
+        records in three_records(), long_ago in [0..4_u64, 0..4_u64, 0..4_u64],
+    ) {
+        let less = |at: usize| {
+            let mut record = records[at].clone();
+            record.drop_expired(long_ago[at]);
+            record
+        };
+        let [a, b, c] = [less(0), less(1), less(2)];
+        for (record, dropped) in records.iter().zip([&a, &b, &c]) {
+            prop_assert_eq!(record.hash(), dropped.hash());
+            prop_assert!(record.includes(dropped) && dropped.includes(record), "nothing to exchange");
+            prop_assert_eq!(&merged(record, dropped), dropped);
+            prop_assert_eq!(&merged(dropped, record), dropped);
+            prop_assert!(!dropped.clone().drop_expired(0));
+            for now in 4..6 {
+                prop_assert_eq!(record.values(now), dropped.values(now));
+            }
+        }
+        prop_assert_eq!(merged(&records[0], &records[1]).hash(), merged(&a, &b).hash());
+        prop_assert_eq!(merged(&a, &b), merged(&b, &a));
+        prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
     }
 
     /// A put anywhere, then the pair again from any side: only what was put is left.
@@ -289,7 +322,7 @@ proptest! {
     ) {
         let pair = |value: u8| Record::initial(KEY, vec![value].into());
         let both = merged(&pair(ours), &pair(theirs));
-        prop_assert_eq!(both.values().len(), if ours == theirs { 1 } else { 2 });
+        prop_assert_eq!(both.values(0).len(), if ours == theirs { 1 } else { 2 });
         prop_assert_eq!(&merged(&both, &pair(ours)), &both);
 
         let mut put = pair(ours);

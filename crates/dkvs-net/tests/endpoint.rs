@@ -44,6 +44,7 @@ fn put(sequence: u64, value: impl Into<Bytes>) -> Request {
         timeout_ms: 1_000,
         forwarded: false,
         durability: Durability::default(),
+        ttl_ms: None,
     }))
 }
 

@@ -13,8 +13,8 @@ use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, Liveness, PeerReport, RingReport, RingServer, ScanEntry, ScanPage,
-    StatusReport,
+    AdminAnswer, AdminRequest, HintReport, KeyReport, Liveness, PeerReport, RingReport, RingServer,
+    ScanEntry, ScanPage, SiblingReport, SiblingState, StatusReport,
 };
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -47,7 +47,7 @@ fn refused(refusal: Refusal) -> Answer {
     Answer::Client(ClientAnswer::Failed(Failure::Refused(refusal)))
 }
 
-fn put(body: PutBody, context: Option<Token>, forwarded: bool) -> Put {
+fn put(body: PutBody, context: Option<Token>, forwarded: bool, ttl_ms: Option<u64>) -> Put {
     let op = OpId { client: 0x0102_0304_0506_0708, sequence: 70_000 };
     Put {
         ring: ring(),
@@ -60,6 +60,7 @@ fn put(body: PutBody, context: Option<Token>, forwarded: bool) -> Put {
         timeout_ms: 1_000,
         forwarded,
         durability: Durability::Fsync,
+        ttl_ms,
     }
 }
 
@@ -87,6 +88,27 @@ fn full_record() -> Record {
     Record::from_parts(VersionVector::from_iter([DOT_A, DOT_B]), vec![tombstone, value]).expect("two dots")
 }
 
+fn key_report() -> KeyReport {
+    let op = OpId { client: 0x0102_0304_0506_0708, sequence: 70_000 };
+    let sibling =
+        |dot, expires, state, len| SiblingReport { dot, op, hlc: Hlc::from_bits(251), expires, state, len };
+    KeyReport {
+        clock_ms: 0x0000_01b9_0000_0000,
+        is_damaged: false,
+        hash: hash(),
+        bytes: 250,
+        vv: vec![DOT_A],
+        siblings: vec![
+            sibling(DOT_A, None, SiblingState::Value, 1_000),
+            sibling(DOT_B, Some(0x0000_019b_0000_0000), SiblingState::Dropped, 0),
+        ],
+        hints: vec![
+            HintReport { target: ServerIndex::new(1), hash: Some(hash()), bytes: 251 },
+            HintReport { target: ServerIndex::new(2), hash: None, bytes: 5 },
+        ],
+    }
+}
+
 /// A name, a message and its bytes.
 enum Golden {
     Request(&'static str, Request, &'static str),
@@ -106,13 +128,13 @@ fn answer(name: &'static str, answer: Answer, hex: &'static str) -> Golden {
 #[rustfmt::skip]
 fn messages() -> Vec<Golden> {
     vec![
-        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync).
-        request("client_request/put", Request::Client(ClientRequest::Put(put(PutBody::Value(text("value")), Some(token()), false))),
+        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync), ttl (1 Some).
+        request("client_request/put", Request::Client(ClientRequest::Put(put(PutBody::Value(text("value")), Some(token()), false, Some(30_000)))),
             "00 fd8877665544332211 036b6579 000576616c7565 0103aabbcc 03 02 fd0807060504030201 \
-             fc70110100 fbe803 00 02"),
-        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability.
-        request("client_request/put_tombstone", Request::Client(ClientRequest::Put(put(PutBody::Tombstone, None, true))),
-            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02"),
+             fc70110100 fbe803 00 02 01fb3075"),
+        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability, ttl (0 None).
+        request("client_request/put_tombstone", Request::Client(ClientRequest::Put(put(PutBody::Tombstone, None, true, None))),
+            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02 00"),
         // 1 Get: ring, key, n, r, timeout, siblings.
         request("client_request/get", Request::Client(ClientRequest::Get(Get { ring: ring(), key: text("key"), n: 5, r: 300, timeout_ms: 250, siblings: true })),
             "01 fd8877665544332211 036b6579 05 fb2c01 fa 01"),
@@ -200,6 +222,9 @@ fn messages() -> Vec<Golden> {
         // 2 Scan: after (Some), len_max.
         request("admin_request/scan_next", Request::Admin(AdminRequest::Scan { after: Some(token()), len_max: 65_536 }),
             "02 0103aabbcc fc00000100"),
+        // 3 Explain: ring, key.
+        request("admin_request/explain", Request::Admin(AdminRequest::Explain { ring: ring(), key: text("key") }),
+            "03 fd8877665544332211 036b6579"),
         // 0 Ring: servers (2: host, port, nodes), n, r, w.
         answer("admin_answer/ring", Answer::Admin(AdminAnswer::Ring(RingReport { servers: vec![RingServer { host: "127.0.0.1".into(), port: 1234, nodes: 1 }, RingServer { host: "::1".into(), port: 1235, nodes: 65_536 }], n: 3, r: 2, w: 2 })),
             "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02"),
@@ -216,6 +241,13 @@ fn messages() -> Vec<Golden> {
         // 3 Refused, 0 Overloaded.
         answer("admin_answer/refused", Answer::Admin(AdminAnswer::Refused(Refusal::Overloaded)),
             "03 00"),
+        // 4 Key: clock_ms, is_damaged, hash (16 bytes), bytes, vv (1 dot), siblings (2: dot, op, hlc, expires, state, len), hints (2:
+        // target, hash, bytes).
+        answer("admin_answer/key", Answer::Admin(AdminAnswer::Key(key_report())),
+            "04 fd00000000b9010000 00 000102030405060708090a0b0c0d0e0f fa 01 fda8a7a6a5a4a3a2a10102 \
+             02 fda8a7a6a5a4a3a2a10102 fd0807060504030201 fc70110100 fbfb00 00 00 fbe803 \
+             fdb8b7b6b5b4b3b2b10301 fd0807060504030201 fc70110100 fbfb00 01fd000000009b010000 02 00 \
+             02 01 01000102030405060708090a0b0c0d0e0f fbfb00 02 00 05"),
     ]
 }
 
@@ -363,8 +395,8 @@ fn every_message_stands_here() {
         ("client_answer", Kind::ClientAnswer, 3),
         ("replica_request", Kind::ReplicaRequest, 3),
         ("replica_answer", Kind::ReplicaAnswer, 5),
-        ("admin_request", Kind::AdminRequest, 3),
-        ("admin_answer", Kind::AdminAnswer, 4),
+        ("admin_request", Kind::AdminRequest, 4),
+        ("admin_answer", Kind::AdminAnswer, 5),
     ] {
         assert_eq!(variants(prefix), (0..count).collect::<Vec<u8>>(), "{prefix}");
         let body = [count, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -174,7 +174,7 @@ fn claim(len: u64) -> Vec<u8> {
 fn a_claimed_length_reserves_nothing_and_is_refused() {
     // Everything up to a length, for each message that has one.
     #[rustfmt::skip]
-    let requests: [(Kind, &str, &[u8]); 8] = [
+    let requests: [(Kind, &str, &[u8]); 9] = [
         (Kind::ClientRequest, "put: key", &[0, 1]),
         (Kind::ClientRequest, "put: value", &[0, 1, 0, 0]),
         (Kind::ClientRequest, "put: context", &[0, 1, 0, 1, 1]),
@@ -183,9 +183,10 @@ fn a_claimed_length_reserves_nothing_and_is_refused() {
         (Kind::ReplicaRequest, "merge: record", &[0, 1, 0]),
         (Kind::ReplicaRequest, "fetch: key", &[1, 1]),
         (Kind::AdminRequest, "scan: after", &[2, 1]),
+        (Kind::AdminRequest, "explain: key", &[3, 1]),
     ];
     #[rustfmt::skip]
-    let answers: [(Kind, &str, &[u8]); 14] = [
+    let answers: [(Kind, &str, &[u8]); 17] = [
         (Kind::ClientAnswer, "put: acked", &[0]),
         (Kind::ClientAnswer, "put: context", &[0, 0]),
         (Kind::ClientAnswer, "get: values", &[1]),
@@ -200,6 +201,9 @@ fn a_claimed_length_reserves_nothing_and_is_refused() {
         (Kind::AdminAnswer, "status: version", &[1]),
         (Kind::AdminAnswer, "page: entries", &[2]),
         (Kind::AdminAnswer, "page: next", &[2, 0, 1]),
+        (Kind::AdminAnswer, "key: vv", &[4, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1]),
+        (Kind::AdminAnswer, "key: siblings", &[4, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 0]),
+        (Kind::AdminAnswer, "key: hints", &[4, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 0, 0]),
     ];
     for len in [1 << 20, 1 << 32, 1 << 45, 1 << 60, i64::MAX as u64, u64::MAX] {
         for followed_by in [0, 1, 64] {

@@ -18,6 +18,22 @@ use crate::shared::{Host, Shared};
 use crate::socket::SimSocket;
 use crate::trace::{micros, now};
 
+/// What a worker writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewValue {
+    /// The length of the value; `None` to delete.
+    len: Option<usize>,
+    /// For how long it is to be shown; `None` for ever, and for a deletion.
+    ttl: Option<Duration>,
+}
+
+impl NewValue {
+    /// A value of so many bytes, or a deletion.
+    pub(crate) fn of(len: Option<usize>, ttl: Option<Duration>) -> Self {
+        Self { len, ttl: ttl.filter(|_| len.is_some()) }
+    }
+}
+
 /// A client that several workers use at once.
 pub(crate) struct Recorded {
     client: Client<SimSocket>,
@@ -121,14 +137,14 @@ impl Worker {
         got.is_ok()
     }
 
-    /// Writes a value of `len` bytes, or deletes.
+    /// Writes.
     pub(crate) async fn write(
         &mut self,
         key: &KeyPlan,
         quorum: QuorumPlan,
         timeout: Duration,
         context: Option<Context>,
-        len: Option<usize>,
+        NewValue { len, ttl }: NewValue,
     ) {
         let shared = self.recorded.shared.clone();
         let write = shared.recorder.new_write();
@@ -136,6 +152,7 @@ impl Worker {
             value: len.map(|_| write),
             write,
             context: context.as_ref().map(|context| open(key, context)),
+            ttl_ms: ttl.map(|ttl| micros(ttl) / 1_000),
         };
         let id = self.call(key, quorum.n, quorum.w, timeout, action);
         let client = &self.recorded.client;
@@ -146,6 +163,10 @@ impl Worker {
         let put = put.n(quorum.n).w(quorum.w).timeout(timeout);
         let put = match &context {
             Some(context) => put.context(context),
+            None => put,
+        };
+        let put = match ttl {
+            Some(ttl) => put.ttl(ttl),
             None => put,
         };
         // The client numbers its writes in the order in which they are first polled, which is now.

@@ -1,10 +1,12 @@
 //! The servers' wall clocks: simulated time, plus what is wrong with each.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use dkvs_cluster::WallClock;
-use std::sync::Arc;
+use dkvs_core::hlc::WallMs;
 
+use crate::history::{ClockState, Micros};
 use crate::trace::now;
 
 /// Where wall time starts; any time will do.
@@ -37,12 +39,24 @@ impl SkewedClock {
         self.stands_at.store(elapsed_ms.unwrap_or(RUNNING), Ordering::Relaxed);
     }
 
-    fn wall_ms(&self) -> u64 {
-        let elapsed_ms = match self.stands_at.load(Ordering::Relaxed) {
-            RUNNING => i64::try_from(now() / 1_000).unwrap_or(i64::MAX),
-            stands_at => stands_at,
-        };
-        (EPOCH_MS + elapsed_ms + self.skew_ms.load(Ordering::Relaxed)).unsigned_abs()
+    /// How it is from this time on.
+    #[must_use]
+    pub fn state(&self, from: Micros) -> ClockState {
+        let stands_at = self.stands_at.load(Ordering::Relaxed);
+        ClockState {
+            from,
+            skew_ms: self.skew_ms.load(Ordering::Relaxed),
+            stands_at_ms: (stands_at != RUNNING).then_some(stands_at),
+        }
+    }
+}
+
+impl ClockState {
+    /// What a clock in this state shows.
+    #[must_use]
+    pub fn wall_ms(&self, at: Micros) -> WallMs {
+        let elapsed_ms = self.stands_at_ms.unwrap_or_else(|| i64::try_from(at / 1_000).unwrap_or(i64::MAX));
+        (EPOCH_MS + elapsed_ms + self.skew_ms).unsigned_abs()
     }
 }
 
@@ -50,5 +64,5 @@ impl SkewedClock {
 #[must_use]
 pub fn wall_clock(clock: &Arc<SkewedClock>) -> WallClock {
     let clock = clock.clone();
-    Arc::new(move || clock.wall_ms())
+    Arc::new(move || clock.state(0).wall_ms(now()))
 }

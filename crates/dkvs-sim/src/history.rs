@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dkvs_core::hlc::WallMs;
 use dkvs_core::record::{OpId, Record};
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Dot, VersionVector};
@@ -53,6 +54,8 @@ pub enum Action {
         write: ValueId,
         /// The context sent along; `None` for a blind write.
         context: Option<VersionVector>,
+        /// For how long the value is to be shown, in milliseconds; `None` for as long as nobody replaces it.
+        ttl_ms: Option<u64>,
     },
     /// Read, with all siblings.
     Read,
@@ -133,6 +136,17 @@ pub struct Given {
     pub dot: Dot,
 }
 
+/// What a server's wall clock showed from some time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockState {
+    /// From when on.
+    pub from: Micros,
+    /// How wrong it was, in milliseconds.
+    pub skew_ms: i64,
+    /// The simulated time at which it stood still, in milliseconds, if it did.
+    pub stands_at_ms: Option<i64>,
+}
+
 /// How full the tables, queues and buffers of a server or client were in one of its lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
@@ -171,6 +185,12 @@ pub struct History {
     pub is_flushed: bool,
     /// Which client operation wrote under which dot, from all records ever seen on a disk or in a message.
     pub dots: BTreeMap<String, BTreeMap<Dot, BTreeSet<OpId>>>,
+    /// The expiries that were seen with each event, on any disk.
+    pub expiries: BTreeMap<String, BTreeMap<Dot, BTreeSet<Option<WallMs>>>>,
+    /// What happened to servers' wall clocks, which were right at first, in the order of time.
+    pub clocks: BTreeMap<ServerIndex, Vec<ClockState>>,
+    /// For so long after its expiry a value keeps its bytes on every disk, by the wall clock of that server.
+    pub bytes_kept_ms: u64,
     /// Which server numbered its events under which incarnation, from all records ever seen on a disk.
     pub coordinators: BTreeMap<u64, ServerIndex>,
     /// The write's number behind each client operation.

@@ -9,6 +9,7 @@ mod acknowledged_writes_are_readable;
 mod acknowledged_writes_reach_all_owners;
 mod concurrent_writes_are_never_lost;
 mod contexts_cover_what_was_seen;
+mod expired_values_are_hidden;
 mod gets_never_go_back;
 mod no_dot_carries_two_values;
 mod nothing_unwritten_appears;
@@ -27,9 +28,10 @@ pub const VIOLATIONS_MAX: usize = 20;
 /// An invariant: its name, and what tests a run against it.
 type Invariant = (&'static str, fn(&Evidence<'_>, &mut Findings));
 
-const ALL: [Invariant; 12] = [
+const ALL: [Invariant; 13] = [
     ("acknowledged_writes_reach_all_owners", acknowledged_writes_reach_all_owners::check),
     ("acknowledged_writes_are_readable", acknowledged_writes_are_readable::check),
+    ("expired_values_are_hidden", expired_values_are_hidden::check),
     ("gets_never_go_back", gets_never_go_back::check),
     ("replaced_values_never_return", replaced_values_never_return::check),
     ("concurrent_writes_are_never_lost", concurrent_writes_are_never_lost::check),

@@ -197,6 +197,7 @@ impl Mad {
                 timeout_ms,
                 siblings: true,
             })),
+            1 if self.next_id.is_multiple_of(2) => Request::Admin(AdminRequest::Explain { ring, key }),
             1 => Request::Admin(AdminRequest::Scan { after: Some(Token(key)), len_max: u32::MAX }),
             _ => self.mad_put(n, quorum, timeout_ms),
         }
@@ -216,6 +217,7 @@ impl Mad {
             timeout_ms,
             forwarded: self.random.random_bool(0.5),
             durability: Durability::Fsync,
+            ttl_ms: None,
         }))
     }
 
@@ -267,6 +269,7 @@ impl Mad {
             timeout_ms: 300,
             forwarded: false,
             durability: DURABILITY,
+            ttl_ms: None,
         };
         self.ask(to, Request::Client(ClientRequest::Put(put))).await;
     }
@@ -299,6 +302,7 @@ impl Mad {
             timeout_ms: 300,
             forwarded: false,
             durability: DURABILITY,
+            ttl_ms: None,
         };
         if let Some(answer) = self.ask(to, Request::Client(ClientRequest::Put(put))).await {
             let failure = Failure::Refused(Refusal::WrongRing { ring: self.ring() });

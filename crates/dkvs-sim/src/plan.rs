@@ -89,6 +89,18 @@ pub struct Mix {
     pub large: f64,
 }
 
+/// Values that expire.
+#[derive(Clone, Debug)]
+pub struct ExpiryPlan {
+    /// Part of the values put that do.
+    pub share: f64,
+    /// Each picks one of these.
+    pub ttls: Vec<Duration>,
+    /// How far apart servers take each other's clocks to be, in milliseconds: for so long after their time values keep their
+    /// bytes.
+    pub clock_skew_ms_max: u64,
+}
+
 /// A pair that a server is given whenever it starts.
 #[derive(Clone, Debug)]
 pub struct GivenPlan {
@@ -136,6 +148,8 @@ pub struct Plan {
     pub given: Vec<GivenPlan>,
     /// What is done with the keys.
     pub mix: Mix,
+    /// Values that expire, if there are any.
+    pub expiry: Option<ExpiryPlan>,
     /// Operations before the faults end.
     pub steps: usize,
     /// Mean pause of a worker between operations.
@@ -232,6 +246,7 @@ impl Plan {
             given: given(keys.len(), servers, &mut seed::random(seed, "given", 0)),
             keys,
             mix: mix(random),
+            expiry: expiry(chaos, &mut seed::random(seed, "expiry", 0)),
             steps,
             think: chaos / u32::try_from(per_worker).unwrap_or(u32::MAX),
             timeout,
@@ -382,6 +397,17 @@ fn given(keys: usize, servers: u16, random: &mut StdRng) -> Vec<GivenPlan> {
         }
     }
     given
+}
+
+/// In four runs of ten some values, or all, expire: while the faults last, or within what a clock may be wrong.
+fn expiry(chaos: Duration, random: &mut StdRng) -> Option<ExpiryPlan> {
+    if !random.random_bool(0.4) {
+        return None;
+    }
+    let longest = *pick(&[chaos / 10, chaos, Duration::from_secs(3_600)], random);
+    let ttls = (0..3).map(|_| longest.mul_f64(random.random_range(0.01..1.0))).collect();
+    let clock_skew_ms_max = *pick(&[0, 1_000, 60_000], random);
+    Some(ExpiryPlan { share: *pick(&[0.1, 0.5, 1.0], random), ttls, clock_skew_ms_max })
 }
 
 /// One limit in two is small, in one run in three. What a read from all owners needs is always there, but not for two at

@@ -64,9 +64,14 @@ impl Recorder {
     /// A record was written to some disk.
     pub(crate) fn seen(&self, key: &Bytes, record: &Record) {
         let mut state = self.state();
-        let dots = state.history.dots.entry(String::from_utf8_lossy(key).into_owned()).or_default();
+        let key = String::from_utf8_lossy(key).into_owned();
+        let dots = state.history.dots.entry(key.clone()).or_default();
         for sibling in record.siblings() {
             dots.entry(sibling.dot).or_default().insert(sibling.write.op);
+        }
+        let expiries = state.history.expiries.entry(key).or_default();
+        for sibling in record.siblings() {
+            expiries.entry(sibling.dot).or_default().insert(sibling.write.expires);
         }
     }
 

@@ -309,6 +309,8 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
     let list = ServerList::new(addresses.iter().map(entry).collect()).expect("distinct servers");
     let ring = Arc::new(Ring::new(list));
     server::tell_given(&plan, &ring, &recorder);
+    let bytes_kept_ms = plan.expiry.as_ref().map_or(0, |expiry| expiry.clock_skew_ms_max);
+    recorder.with(|history| history.bytes_kept_ms = bytes_kept_ms);
     recorder.with(|history| history.is_flushed = plan.durability == Durability::Fsync);
     for key in &plan.keys {
         for n in key.quorums.iter().map(|quorum| quorum.n).chain([key.n_max()]) {

@@ -79,6 +79,9 @@ pub(crate) async fn run(shared: Arc<Shared>, me: ServerIndex) -> turmoil::Result
         config.disk_free_bytes_min = DISK_FREE_BYTES_MIN;
         config.hint_bytes_max = shared.plan.hint_bytes_max;
         config.ping_interval = shared.plan.ping_interval;
+        if let Some(expiry) = &shared.plan.expiry {
+            config.clock_skew_ms_max = expiry.clock_skew_ms_max;
+        }
         (config.scrub_bytes_per_s, config.scrub_pause) = shared.plan.scrub;
         if let Some(scarcity) = &shared.plan.scarcity {
             config.changes_max = scarcity.changes_max;

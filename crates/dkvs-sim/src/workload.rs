@@ -8,9 +8,9 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
-use crate::client::{Machine, Recorded, Worker};
+use crate::client::{Machine, NewValue, Recorded, Worker};
 use crate::mad;
-use crate::plan::{KeyPlan, Mix, QuorumPlan, pick};
+use crate::plan::{ExpiryPlan, KeyPlan, Mix, QuorumPlan, pick};
 use crate::seed;
 use crate::shared::{Host, Shared};
 use crate::trace::now;
@@ -37,6 +37,7 @@ pub(crate) async fn run(shared: Arc<Shared>, host: Host) -> turmoil::Result {
 async fn work(shared: Arc<Shared>, machine: Arc<Machine>, index: usize) -> turmoil::Result {
     let mut worker = Worker::new(machine.client().await?);
     let mut random = seed::random(shared.plan.seed, "worker", index as u64);
+    let mut ttl_random = seed::random(shared.plan.seed, "ttl", index as u64);
     while !shared.is_stopping() {
         let think = if shared.is_healed() { CALM_THINK } else { shared.plan.think };
         sleep(think.mul_f64(random.random_range(0.0..2.0))).await;
@@ -46,13 +47,20 @@ async fn work(shared: Arc<Shared>, machine: Arc<Machine>, index: usize) -> turmo
         }
         shared.steps.fetch_add(1, Ordering::Relaxed);
         worker.use_client(machine.client().await?);
-        act(&shared, &mut worker, index, &mut random).await;
+        let ttl = ttl(shared.plan.expiry.as_ref(), &mut ttl_random);
+        act(&shared, &mut worker, index, ttl, &mut random).await;
     }
     shared.finished.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
-async fn act(shared: &Shared, worker: &mut Worker, index: usize, random: &mut StdRng) {
+/// For how long the next value is to be shown; `None` for ever.
+fn ttl(expiry: Option<&ExpiryPlan>, random: &mut StdRng) -> Option<Duration> {
+    let expiry = expiry.filter(|expiry| random.random_bool(expiry.share))?;
+    Some(*pick(&expiry.ttls, random))
+}
+
+async fn act(shared: &Shared, worker: &mut Worker, index: usize, ttl: Option<Duration>, random: &mut StdRng) {
     let plan = &shared.plan;
     let key = pick(&plan.keys, random);
     let quorum = *pick(&key.quorums, random);
@@ -63,15 +71,15 @@ async fn act(shared: &Shared, worker: &mut Worker, index: usize, random: &mut St
     if choice < get || !may_write {
         worker.get(key, quorum, plan.timeout).await;
     } else if choice < get + blind {
-        let len = value_len(&plan.mix, random);
-        worker.write(key, quorum, plan.timeout, None, len).await;
+        let what = NewValue::of(value_len(&plan.mix, random), ttl);
+        worker.write(key, quorum, plan.timeout, None, what).await;
     } else {
         let is_update = choice >= get + blind + with_context;
         if is_update && !worker.get(key, quorum, plan.timeout).await {
             return;
         }
-        let len = value_len(&plan.mix, random);
-        worker.write(key, quorum, plan.timeout, worker.seen(key), len).await;
+        let what = NewValue::of(value_len(&plan.mix, random), ttl);
+        worker.write(key, quorum, plan.timeout, worker.seen(key), what).await;
     }
 }
 

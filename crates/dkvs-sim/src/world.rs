@@ -12,6 +12,7 @@ use std::time::Duration;
 use dkvs_core::servers::ServerIndex;
 use turmoil::Sim;
 
+use crate::clock::SkewedClock;
 use crate::disk::{Copy, DiskConditions};
 use crate::history::{Damage, Micros};
 use crate::nemesis::Strike;
@@ -251,13 +252,25 @@ impl World {
         (0..self.shared.ips.len()).filter(|&other| other != host).collect()
     }
 
+    /// Changes a server's wall clock, and writes down what it shows from now on.
+    pub(crate) fn set_clock(&mut self, server: Host, change: impl FnOnce(&SkewedClock)) {
+        let clock = &self.shared.servers[server].clock;
+        change(clock);
+        let state = clock.state(self.now());
+        self.shared.recorder.with(|history| {
+            history.clocks.entry(index(server)).or_default().push(state);
+        });
+    }
+
     pub(crate) fn pause(&mut self, host: Host) {
         let count = self.paused.entry(host).or_default();
         *count += 1;
         if *count == 1 {
             self.others(host).into_iter().for_each(|other| self.hold(host, other));
-            if let Some(parts) = self.shared.servers.get(host) {
-                parts.clock.freeze(Some(i64::try_from(self.now() / 1_000).unwrap_or(i64::MAX)));
+            if host < self.shared.servers.len() {
+                let now_ms = i64::try_from(self.now() / 1_000).unwrap_or(i64::MAX);
+                self.set_clock(host, |clock| clock.freeze(Some(now_ms)));
+                let parts = &self.shared.servers[host];
                 parts.disk.set(|disk| disk.frozen = true);
                 let now = self.now();
                 self.hindered.entry(host).or_insert(now);
@@ -270,8 +283,9 @@ impl World {
         *count = count.saturating_sub(1);
         if *count == 0 {
             self.others(host).into_iter().for_each(|other| self.release(host, other));
-            if let Some(parts) = self.shared.servers.get(host) {
-                parts.clock.freeze(None);
+            if host < self.shared.servers.len() {
+                self.set_clock(host, |clock| clock.freeze(None));
+                let parts = &self.shared.servers[host];
                 parts.disk.set(|disk| disk.frozen = false);
             }
         }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use dkvs_core::servers::ServerIndex;
 use dkvs_net::Socket;
-pub use dkvs_proto::message::admin::Liveness;
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, PeerReport, ScanPage, StatusReport};
+pub use dkvs_proto::message::admin::{HintReport, KeyReport, Liveness, SiblingReport, SiblingState};
 use dkvs_proto::message::client::Token;
 
 use crate::client::Client;
 use crate::error::Error;
+use crate::request::check_key;
 
 /// Bytes of keys and values asked for in one page.
 const PAGE_LEN: u32 = 256 * 1024;
@@ -24,9 +25,9 @@ pub struct Status {
     pub ring: String,
     /// Since it started.
     pub uptime: Duration,
-    /// Keys with a value.
+    /// Keys with a value. One that has expired counts until its bytes are dropped.
     pub keys: u64,
-    /// Keys whose deletion is still remembered.
+    /// Keys whose deletion, or expired value, is still remembered.
     pub tombstones: u64,
     /// Bytes of keys and values stored.
     pub bytes: u64,
@@ -109,7 +110,7 @@ impl<S: Socket> Client<S> {
     pub async fn status(&self, server: ServerIndex) -> Result<Status, Error> {
         match self.ask_admin(server, AdminRequest::Status, false).await? {
             AdminAnswer::Status(report) => Ok(status(report)),
-            AdminAnswer::Ring(_) | AdminAnswer::Page(_) | AdminAnswer::Refused(_) => {
+            AdminAnswer::Ring(_) | AdminAnswer::Page(_) | AdminAnswer::Refused(_) | AdminAnswer::Key(_) => {
                 Err(self.nonsense(server))
             }
         }
@@ -123,9 +124,26 @@ impl<S: Socket> Client<S> {
         let request = AdminRequest::Scan { after: after.map(Token), len_max: PAGE_LEN };
         match self.ask_admin(server, request, true).await? {
             AdminAnswer::Page(page) => Ok(read_page(page)),
-            AdminAnswer::Ring(_) | AdminAnswer::Status(_) | AdminAnswer::Refused(_) => {
+            AdminAnswer::Ring(_) | AdminAnswer::Status(_) | AdminAnswer::Refused(_) | AdminAnswer::Key(_) => {
                 Err(self.nonsense(server))
             }
+        }
+    }
+
+    /// What a server itself holds of a key, without the values. Ask each of the key's owners to compare them.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the key's length is not allowed, [`Error::Connect`] when the server does not answer.
+    pub async fn explain(&self, server: ServerIndex, key: impl Into<Bytes>) -> Result<KeyReport, Error> {
+        let key = key.into();
+        check_key(&key)?;
+        let request = AdminRequest::Explain { ring: self.ring().id(), key };
+        match self.ask_admin(server, request, false).await? {
+            AdminAnswer::Key(report) => Ok(report),
+            AdminAnswer::Ring(_)
+            | AdminAnswer::Status(_)
+            | AdminAnswer::Page(_)
+            | AdminAnswer::Refused(_) => Err(self.nonsense(server)),
         }
     }
 

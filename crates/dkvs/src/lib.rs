@@ -44,8 +44,8 @@ pub use client::Client;
 pub use config::ClientConfig;
 pub use context::{Context, ContextParseError};
 pub use error::{Error, OwnerReport, QuorumKind, QuorumReport};
-pub use inspect::{Entry, Liveness, Page, Peer, Status};
-pub use request::{Get, Got, Put, Written, check_key};
+pub use inspect::{Entry, HintReport, KeyReport, Liveness, Page, Peer, SiblingReport, SiblingState, Status};
+pub use request::{Get, Got, Put, TTL_MAX, Written, check_key};
 
 pub use bytes::Bytes;
 pub use dkvs_core::position::{Partition, Position};

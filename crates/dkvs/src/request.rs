@@ -4,7 +4,7 @@ use std::future::IntoFuture;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs_core::limits::KEY_LEN_MAX;
+use dkvs_core::limits::{KEY_LEN_MAX, TTL_MS_MAX};
 use dkvs_core::servers::ServerName;
 use dkvs_net::{Port, Socket};
 use dkvs_proto::message::Durability;
@@ -18,6 +18,9 @@ use crate::client::Client;
 use crate::context::Context;
 use crate::error::{Error, QuorumKind};
 
+/// Longest time after which a value may be asked to expire: 100 years.
+pub const TTL_MAX: Duration = Duration::from_millis(TTL_MS_MAX);
+
 /// A put or a delete to be sent; await it.
 #[must_use = "an operation is sent when it is awaited"]
 #[derive(Clone, Debug)]
@@ -29,6 +32,7 @@ pub struct Put<S: Socket = Port> {
     n: Option<usize>,
     w: Option<usize>,
     durability: Durability,
+    ttl: Option<Duration>,
     timeout: Duration,
 }
 
@@ -75,20 +79,20 @@ pub struct Got {
 }
 
 impl Got {
-    /// The value; `None` when the key was never written or its deletion is the latest.
+    /// The value; `None` when the key was never written, its deletion is the latest, or all that was written has expired.
     #[must_use]
     pub fn value(&self) -> Option<&Bytes> {
         self.values.first()?.as_ref()
     }
 
-    /// All values that nobody has replaced, latest first, `None` for a deletion. Only the first of them unless
+    /// All values that nobody has replaced and that have not expired, latest first, `None` for a deletion. Only the first of them unless
     /// [`Get::siblings`] asked for all.
     #[must_use]
     pub fn siblings(&self) -> &[Option<Bytes>] {
         &self.values
     }
 
-    /// How many values there are that nobody has replaced; more than one after concurrent writes.
+    /// How many values there are that nobody has replaced and that have not expired; more than one after concurrent writes.
     #[must_use]
     pub fn sibling_count(&self) -> usize {
         self.sibling_count
@@ -126,6 +130,7 @@ impl<S: Socket> Put<S> {
             n: None,
             w: None,
             durability: Durability::default(),
+            ttl: None,
             timeout,
         }
     }
@@ -145,6 +150,13 @@ impl<S: Socket> Put<S> {
     /// Has every server make it this durable before it acknowledges, where that is more than the server's own level.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// Has readers not be shown the value from so long after it was written, as far as servers' clocks agree. Whole
+    /// milliseconds, from 1 ms to [`TTL_MAX`]. A delete has none.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
         self
     }
 
@@ -173,6 +185,7 @@ impl<S: Socket> Put<S> {
                 )));
             }
         }
+        let ttl_ms = self.ttl.map(|ttl| check_ttl(ttl, &self.body)).transpose()?;
         let quorum = self.client.quorum(self.n, None, self.w)?;
         let put = wire::Put {
             ring: self.client.ring().id(),
@@ -186,6 +199,7 @@ impl<S: Socket> Put<S> {
             timeout_ms: 0,
             forwarded: false,
             durability: self.durability,
+            ttl_ms,
         };
         let request = |timeout_ms| ClientRequest::Put(wire::Put { timeout_ms, ..put.clone() });
         let read = |answer| match answer {
@@ -296,6 +310,16 @@ pub fn check_key(key: &[u8]) -> Result<(), Error> {
         0 => Err(Error::Usage("the key is empty; it must have at least 1 byte".into())),
         1..=KEY_LEN_MAX => Ok(()),
         len => Err(Error::Usage(format!("the key has {len} bytes; at most {KEY_LEN_MAX} are allowed"))),
+    }
+}
+
+/// A time to live in milliseconds.
+fn check_ttl(ttl: Duration, body: &PutBody) -> Result<u64, Error> {
+    let usage = |text: String| Err(Error::Usage(text));
+    match (u64::try_from(ttl.as_millis()), body) {
+        (_, PutBody::Tombstone) => usage("a deletion does not expire".into()),
+        (Ok(ttl_ms @ 1..=TTL_MS_MAX), PutBody::Value(_)) => Ok(ttl_ms),
+        (_, PutBody::Value(_)) => usage(format!("a value expires after 1 ms to 100 years, not {ttl:?}")),
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dkvs::{Bytes, Ring, ServerList, ServerName};
@@ -24,6 +25,8 @@ pub(crate) struct Cluster {
     /// By index; the first `up` of them answer.
     pub(crate) names: Vec<ServerName>,
     pub(crate) directory: TempDir,
+    /// How far servers' wall clocks are ahead, in milliseconds.
+    ahead_ms: Arc<AtomicU64>,
     _servers: Vec<Server<Port, MemoryStore>>,
     /// The ports of silent servers, held so that nobody else gets and answers on them.
     _silent: Vec<Port>,
@@ -65,11 +68,14 @@ impl Cluster {
         std::fs::write(directory.path().join("servers.txt"), list.to_string()).expect("a file");
         let ring = Arc::new(Ring::new(list));
         let silent = ports.split_off(up);
+        let ahead_ms = Arc::new(AtomicU64::new(0));
         let servers = runtime.block_on(async {
             let mut servers = Vec::new();
             for (me, port) in ring.servers().indices().zip(ports) {
                 let seed = u64::from(port.local_addr().port());
-                let config = ServerConfig::new(ring.clone(), me, addresses.clone(), Arc::new(now_ms), seed);
+                let ahead_ms = ahead_ms.clone();
+                let clock = Arc::new(move || now_ms() + ahead_ms.load(Ordering::Relaxed));
+                let config = ServerConfig::new(ring.clone(), me, addresses.clone(), clock, seed);
                 let config = config.expect("a configuration");
                 let server =
                     Server::start(port, MemoryStore::new(), Start::New, initial.clone(), config).await;
@@ -77,7 +83,12 @@ impl Cluster {
             }
             servers
         });
-        Self { ring, names, directory, _servers: servers, _silent: silent, _runtime: runtime }
+        Self { ring, names, directory, ahead_ms, _servers: servers, _silent: silent, _runtime: runtime }
+    }
+
+    /// Lets time pass on servers' wall clocks.
+    pub(crate) fn advance_clocks(&self, ms: u64) {
+        self.ahead_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
     /// Runs the client with these arguments, separated by spaces.

@@ -142,3 +142,76 @@ fn status_tells_of_a_server_on_another_ring() {
     assert_eq!(status.code, 0);
     assert!(status.stderr.starts_with(&start), "{status:?}");
 }
+
+#[test]
+fn explain_shows_what_each_owner_holds_of_a_key_and_not_the_values() {
+    let cluster = Cluster::start();
+    cluster.run("put -w 3 --ttl 1h color secret").is(0, "OK\n", "");
+    cluster.run_args(["delete", "-w", "3", "--context", "", "color"]).is(0, "OK\n", "");
+    let ran = cluster.run("explain color");
+    let lines: Vec<&str> = ran.text().lines().collect();
+    assert!(ran.code == 0 && ran.stderr.is_empty() && !ran.text().contains("secret"), "{ran:?}");
+    assert!(lines.iter().all(|line| line.len() <= 100), "{ran:?}");
+    assert_eq!(
+        lines[0],
+        format!("position {}, partition {}", position(b"color"), dkvs::Partition::of_key(b"color"))
+    );
+    assert_eq!(lines.last(), Some(&"all owners hold the same"));
+    for name in &cluster.names {
+        assert!(ran.text().contains(&format!("\n{name}: record ")), "{ran:?}");
+    }
+    let values: Vec<_> = lines.iter().filter(|line| line.starts_with("  value ")).collect();
+    assert!(values.len() == 3 && values.iter().all(|line| line.contains(" 6 B  expires 2")), "{ran:?}");
+    cluster.advance_clocks(3_600_000);
+    assert_eq!(cluster.run("explain color").text().matches("expired 2").count(), 3);
+
+    let json = cluster.run("explain --json color").json();
+    assert_eq!((&json["ok"], &json["agree"]), (&true.into(), &true.into()));
+    let owner = &json["owners"][0];
+    let sibling = &owner["siblings"][0];
+    assert_eq!(
+        (&owner["state"], &owner["damaged"], &owner["hints"]),
+        (&"up".into(), &false.into(), &serde_json::json!([]))
+    );
+    assert_eq!(
+        (&sibling["state"], &sibling["bytes"], &sibling["expired"]),
+        (&"value".into(), &6.into(), &true.into())
+    );
+    let lasts = sibling["expires_ms"].as_u64().unwrap_or(0) - sibling["written_ms"].as_u64().unwrap_or(0);
+    assert!(lasts.abs_diff(3_600_000) < 1_000, "{sibling}");
+
+    let nothing = cluster.run("explain nothing");
+    assert!(nothing.code == 0 && nothing.text().matches(": nothing\n").count() == 3, "{nothing:?}");
+    cluster.run("explain").is_usage_error("<KEY>");
+}
+
+#[test]
+fn explain_shows_who_is_down_and_what_is_kept_for_it() {
+    let cluster = Cluster::start_with(3, 2, Vec::new());
+    cluster.run("put --timeout 2s color green").is(0, "OK\n", "");
+    // The hint is written when the owner that is down is given up, which the answer does not wait for.
+    let mut looks = (0..30).map(|_| cluster.run("explain --timeout 1s color"));
+    let ran = looks.find(|ran| ran.text().contains("  hint ")).expect("a hint");
+    let down = &cluster.names[2];
+    let hint = ran.text().lines().find(|line| line.starts_with("  hint ")).expect("a hint");
+    assert!(hint.contains(&format!(" for {down}: record ")) && hint.len() <= 100, "{hint}");
+    assert!(
+        ran.text().contains(&format!("\n{down}: down\n")) && ran.stderr.contains(&down.to_string()),
+        "{ran:?}"
+    );
+    assert!(ran.code == 0 && ran.text().ends_with("\nnot all owners could tell\n"), "{ran:?}");
+    let json = cluster.run("explain --timeout 1s --json color").json();
+    assert_eq!(
+        (&json["agree"], json["owners"].as_array().map(Vec::len)),
+        (&serde_json::Value::Null, Some(3))
+    );
+
+    let silent = Cluster::start_with(2, 0, Vec::new());
+    let ran = silent.run("explain --timeout 1s color");
+    assert!(ran.code == 3 && ran.stderr.contains("no server answered"), "{ran:?}");
+    let json = silent.run("explain --timeout 1s --json color");
+    assert_eq!(
+        (json.code, &json.json()["ok"], &json.json()["kind"]),
+        (3, &false.into(), &"unavailable".into())
+    );
+}

@@ -31,6 +31,27 @@ fn a_value_is_put_got_and_deleted() {
 }
 
 #[test]
+fn a_value_with_a_time_to_live_is_not_found_from_then_on() {
+    let cluster = Cluster::start();
+    cluster.run("put --ttl 1h color green").is(0, "OK\n", "");
+    cluster.run("get color").is(0, "OK green\n", "");
+    cluster.advance_clocks(3_600_000);
+    cluster.run("get color").is(1, "FAIL\n", "not found\n");
+    cluster.run("get --siblings color").is(1, "FAIL\n", "not found\n");
+    let seen = cluster.run("get --json color").json();
+    assert_eq!((&seen["siblings"], &seen["kind"]), (&0.into(), &"not_found".into()));
+    let context = seen["context"].as_str().expect("a context").to_owned();
+    cluster.run(&format!("put --context {context} color blue")).is(0, "OK\n", "");
+    cluster.run("get --siblings color").is(0, "OK blue\n", "");
+
+    for ttl in ["0", "0s", "soon", "40000d", "-1s"] {
+        let ran = cluster.run(&format!("put --ttl {ttl} color red"));
+        let part = format!("invalid value '{ttl}' for '--ttl <D>': it must be a number with a unit");
+        assert!(ran.code == 2 && ran.stdout.is_empty() && ran.stderr.contains(&part), "{ran:?}");
+    }
+}
+
+#[test]
 fn raw_output_is_the_value_and_nothing_else() {
     let cluster = Cluster::start();
     cluster.run("put --raw color green").is(0, "", "");

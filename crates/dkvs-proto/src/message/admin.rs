@@ -1,8 +1,11 @@
 //! Questions to a server about itself. None of them asks for unbounded output: what may be long comes in pages.
 
 use bytes::Bytes;
+use dkvs_core::hlc::{Hlc, WallMs};
+use dkvs_core::record::{OpId, RecordHash};
 use dkvs_core::ring::RingId;
 use dkvs_core::servers::ServerIndex;
+use dkvs_core::version::Dot;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
@@ -23,6 +26,14 @@ pub enum AdminRequest {
         /// Bytes of keys and values that the page may have. One entry is always sent.
         len_max: u32,
     },
+    /// What the server itself holds of one key, without the values.
+    Explain {
+        /// The ring the client knows.
+        ring: RingId,
+        /// 1..=32,768 bytes.
+        #[serde(with = "wire::bytes")]
+        key: Bytes,
+    },
 }
 
 /// What a server answers.
@@ -36,6 +47,8 @@ pub enum AdminAnswer {
     Page(ScanPage),
     /// Nothing was done.
     Refused(Refusal),
+    /// What it holds of one key.
+    Key(KeyReport),
 }
 
 /// A ring as `servers.txt` has it, and the cluster's defaults.
@@ -74,9 +87,9 @@ pub struct StatusReport {
     pub ring: RingId,
     /// Milliseconds since it started.
     pub uptime_ms: u64,
-    /// Keys with a value.
+    /// Keys with a value. One that has expired counts until its bytes are dropped.
     pub keys: u64,
-    /// Keys whose deletion is still remembered.
+    /// Keys whose deletion, or expired value, is still remembered.
     pub tombstones: u64,
     /// Bytes of keys and values stored.
     pub bytes: u64,
@@ -141,7 +154,7 @@ pub enum Liveness {
 /// Part of what a server holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanPage {
-    /// Keys with a value.
+    /// Keys with a value that has not expired.
     #[serde(with = "wire::list")]
     pub entries: Vec<ScanEntry>,
     /// Where to go on; `None` at the end.
@@ -159,4 +172,65 @@ pub struct ScanEntry {
     pub value: Bytes,
     /// How many siblings there are.
     pub siblings: u32,
+}
+
+/// What one server holds of a key, without the values. As long as a record without values at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyReport {
+    /// The server's wall clock: what has expired by it is hidden from gets through this server.
+    pub clock_ms: WallMs,
+    /// Whether the record was damaged, and is not repaired yet: then it is not told.
+    pub is_damaged: bool,
+    /// The record's fingerprint.
+    pub hash: RecordHash,
+    /// Bytes of the record as it is stored; 0 when there is none.
+    pub bytes: u64,
+    /// The record's version vector: of each actor the latest event it has heard of.
+    #[serde(with = "wire::list")]
+    pub vv: Vec<Dot>,
+    /// The values that nobody has replaced, in the order of their dots.
+    #[serde(with = "wire::list")]
+    pub siblings: Vec<SiblingReport>,
+    /// What it keeps of the key for servers that missed it.
+    #[serde(with = "wire::list")]
+    pub hints: Vec<HintReport>,
+}
+
+/// A value, without its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiblingReport {
+    /// The event that wrote it.
+    pub dot: Dot,
+    /// The operation.
+    pub op: OpId,
+    /// When it was written, by its coordinator's clock.
+    pub hlc: Hlc,
+    /// From when on it is hidden.
+    pub expires: Option<WallMs>,
+    /// What is left of it.
+    pub state: SiblingState,
+    /// Bytes of the value.
+    pub len: u64,
+}
+
+/// What is left of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SiblingState {
+    /// All of it.
+    Value,
+    /// It is a deletion.
+    Tombstone,
+    /// It expired long ago, and its bytes were dropped.
+    Dropped,
+}
+
+/// A hint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintReport {
+    /// Whom it is for.
+    pub target: ServerIndex,
+    /// The fingerprint of the record in it; `None` when it is damaged.
+    pub hash: Option<RecordHash>,
+    /// Bytes it takes.
+    pub bytes: u64,
 }

@@ -43,6 +43,9 @@ pub struct Put {
     pub forwarded: bool,
     /// How durable each owner makes it before it acknowledges, at least.
     pub durability: Durability,
+    /// For how long readers are to be shown the value, in milliseconds from when its coordinator writes it; at least 1 and
+    /// at most [`TTL_MS_MAX`](dkvs_core::limits::TTL_MS_MAX). `None` for as long as nobody replaces it, and for a deletion.
+    pub ttl_ms: Option<u64>,
 }
 
 /// A context as it travels.
@@ -100,8 +103,8 @@ pub struct PutDone {
 /// A get that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetDone {
-    /// The values nobody has replaced, latest first; only the first of them unless all were asked for. Empty when the
-    /// key was never written.
+    /// The values nobody has replaced and that have not expired, latest first; only the first of them unless all were
+    /// asked for. Empty when the key was never written, or all that was has expired.
     #[serde(with = "wire::list")]
     pub values: Vec<PutBody>,
     /// How many there are, whether sent or not.

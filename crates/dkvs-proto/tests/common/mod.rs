@@ -10,8 +10,8 @@ use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_proto::codec;
 use dkvs_proto::message::admin::{
-    AdminAnswer, AdminRequest, Liveness, PeerReport, RingReport, RingServer, ScanEntry, ScanPage,
-    StatusReport,
+    AdminAnswer, AdminRequest, HintReport, KeyReport, Liveness, PeerReport, RingReport, RingServer,
+    ScanEntry, ScanPage, SiblingReport, SiblingState, StatusReport,
 };
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -127,8 +127,8 @@ fn durability() -> impl Strategy<Value = Durability> {
 fn client_request() -> impl Strategy<Value = ClientRequest> {
     let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>());
     prop_oneof![
-        (ring(), bytes(), put_body(), option::of(token()), op(), numbers, durability()).prop_map(
-            |(ring, key, body, context, op, (n, w, timeout_ms, forwarded), durability)| {
+        (ring(), bytes(), put_body(), option::of(token()), op(), numbers, durability(), option::of(number()))
+            .prop_map(|(ring, key, body, context, op, (n, w, timeout_ms, forwarded), durability, ttl_ms)| {
                 ClientRequest::Put(Put {
                     ring,
                     key,
@@ -140,9 +140,9 @@ fn client_request() -> impl Strategy<Value = ClientRequest> {
                     timeout_ms,
                     forwarded,
                     durability,
+                    ttl_ms,
                 })
-            }
-        ),
+            }),
         (ring(), bytes(), numbers).prop_map(|(ring, key, (n, r, timeout_ms, siblings))| {
             ClientRequest::Get(Get { ring, key, n, r, timeout_ms, siblings })
         }),
@@ -203,6 +203,7 @@ fn admin_request() -> impl Strategy<Value = AdminRequest> {
         Just(AdminRequest::Status),
         (option::of(token()), any::<u32>())
             .prop_map(|(after, len_max)| AdminRequest::Scan { after, len_max }),
+        (ring(), bytes()).prop_map(|(ring, key)| AdminRequest::Explain { ring, key }),
     ]
 }
 
@@ -258,7 +259,38 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         (vec(entry, 0..5), option::of(token()))
             .prop_map(|(entries, next)| AdminAnswer::Page(ScanPage { entries, next })),
         refusal().prop_map(AdminAnswer::Refused),
+        key_report().prop_map(AdminAnswer::Key),
     ]
+}
+
+fn key_report() -> impl Strategy<Value = KeyReport> {
+    let state =
+        prop_oneof![Just(SiblingState::Value), Just(SiblingState::Tombstone), Just(SiblingState::Dropped)];
+    let sibling = (dot(), op(), any::<u64>(), option::of(number()), state, number()).prop_map(
+        |(dot, op, hlc, expires, state, len)| SiblingReport {
+            dot,
+            op,
+            hlc: Hlc::from_bits(hlc),
+            expires,
+            state,
+            len,
+        },
+    );
+    let hint = (server(), option::of(hash()), number()).prop_map(|(target, hash, bytes)| HintReport {
+        target,
+        hash,
+        bytes,
+    });
+    (number(), any::<bool>(), hash(), number(), vec(dot(), 0..5), vec(sibling, 0..5), vec(hint, 0..5))
+        .prop_map(|(clock_ms, is_damaged, hash, bytes, vv, siblings, hints)| KeyReport {
+            clock_ms,
+            is_damaged,
+            hash,
+            bytes,
+            vv,
+            siblings,
+            hints,
+        })
 }
 
 pub(crate) fn request() -> impl Strategy<Value = Request> {

@@ -13,7 +13,7 @@
 //! So two things can be told from one sight alone, without times and quorums, and with no excuse for damage, as a wiped or
 //! restored disk shows less but never a mixture that no history explains:
 //! - a value is not shown beside a write whose context covers it ([`Sight::returned`]);
-//! - a value that is covered is shown, unless the context of a covered event covers it too, or a blind write is covered
+//! - a value that is covered is shown, or hidden as its time has come, unless the context of a covered event covers it too, or a blind write is covered
 //!   that may have replaced it ([`Sight::lost`]). Of a blind write nobody knows what it replaced.
 //!
 //! The first asks for a write that is *shown*, not only covered. A put's context names its event by a number, and thereby
@@ -47,15 +47,16 @@ pub struct Sight<'a> {
 
 #[derive(Clone, Debug)]
 enum Shown<'a> {
-    Values(&'a [Option<ValueId>]),
+    /// With the numbers of those that may be hidden.
+    Values(&'a [Option<ValueId>], &'a BTreeSet<ValueId>),
     Dots(BTreeSet<Dot>),
 }
 
 impl<'a> Sight<'a> {
     /// What a get showed.
     #[must_use]
-    pub fn of_read(key: &'a Key<'a>, read: &Read<'a>) -> Self {
-        Self::new(key, read.context, Shown::Values(read.values))
+    pub fn of_read(key: &'a Key<'a>, read: &'a Read<'a>) -> Self {
+        Self::new(key, read.context, Shown::Values(read.values, read.hidden()))
     }
 
     /// What a disk holds.
@@ -88,7 +89,9 @@ impl<'a> Sight<'a> {
     #[must_use]
     pub fn returned(&self) -> Vec<(&'a Write<'a>, &'a Write<'a>)> {
         match &self.shown {
-            Shown::Values(values) => values.iter().filter_map(|&value| self.value_returned(value)).collect(),
+            Shown::Values(values, _) => {
+                values.iter().filter_map(|&value| self.value_returned(value)).collect()
+            }
             Shown::Dots(dots) => {
                 let returned = |dot: &&Dot| self.replaced_by_shown.covers(**dot);
                 let pair = |&dot: &Dot| Some((self.key.writes.iter().find(|w| w.dots.contains(&dot))?, dot));
@@ -114,8 +117,8 @@ impl<'a> Sight<'a> {
     /// Whether it is certainly this write that is shown.
     fn shows(&self, write: &Write<'_>) -> bool {
         match &self.shown {
-            Shown::Values(values) if write.value.is_some() => values.contains(&write.value),
-            Shown::Values(values) => {
+            Shown::Values(values, _) if write.value.is_some() => values.contains(&write.value),
+            Shown::Values(values, _) => {
                 let deletions = self.key.bearers(None, self.seen);
                 values.contains(&None) && deletions.iter().all(|(other, _)| other.number == write.number)
             }
@@ -130,10 +133,10 @@ impl<'a> Sight<'a> {
         writes.filter_map(|write| Some((write, self.unexplained(write)?))).collect()
     }
 
-    /// Whether the write's value is shown, or may be: a get does not say which deletion it shows.
+    /// Whether the write's value is shown, or may be: a get does not say which deletion it shows, nor what it hides.
     fn may_show(&self, write: &Write<'_>) -> bool {
         match &self.shown {
-            Shown::Values(values) => values.contains(&write.value),
+            Shown::Values(values, hidden) => values.contains(&write.value) || hidden.contains(&write.number),
             Shown::Dots(dots) => write.dots.iter().any(|dot| dots.contains(dot)),
         }
     }

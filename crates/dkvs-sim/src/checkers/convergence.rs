@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dkvs_core::hlc::WallMs;
 use dkvs_core::record::Record;
 use dkvs_core::servers::ServerIndex;
 
@@ -32,11 +33,18 @@ pub fn merged(history: &History, key: &str) -> Option<Record> {
     }))
 }
 
-/// Two owners that hold different records of a key, with what they hold.
+/// Two owners that hold different records of a key, with what they hold, but for bytes of values that expire: each server
+/// drops them when it comes by.
 #[must_use]
 pub fn disagreement(history: &History, key: &str) -> Option<[(ServerIndex, Record); 2]> {
     let mut copies = copies(history, key).into_iter();
     let first = copies.next()?;
-    let other = copies.find(|(_, record)| *record != first.1)?;
+    let without_expiring = |record: &Record| {
+        let mut record = record.clone();
+        record.drop_expired(WallMs::MAX);
+        record
+    };
+    let ours = without_expiring(&first.1);
+    let other = copies.find(|(_, record)| without_expiring(record) != ours)?;
     Some([first, other])
 }

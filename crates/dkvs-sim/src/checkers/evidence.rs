@@ -33,6 +33,10 @@
 //! They are no writes: nobody calls them, they have no place in time, and any event on the key covers them. They are given again
 //! at every start, so that no damage loses them ([`Key::given`]).
 //!
+//! # Expiry
+//! Each server hides by its own wall clock, and drops bytes by it some time later, so a get may hide what has expired by the clock of
+//! any server ([`Read::may_hide`]); [`super::clocks`] knows how wrong they were. It still covers it.
+//!
 //! What it leaves out: it takes every acknowledgement for durable; a level that may lose some has to report the loss as damage.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 
+use super::clocks;
 use crate::history::{Action, Damage, Given, History, Micros, Operation, Outcome, ValueId};
 
 /// A history, by key.
@@ -85,6 +90,8 @@ pub struct Write<'a> {
     pub dots: BTreeSet<Dot>,
     /// What the client knows of it.
     pub fate: Fate<'a>,
+    /// For how long the value was to be shown, in milliseconds.
+    pub ttl_ms: Option<u64>,
 }
 
 /// What a client knows of a write.
@@ -99,7 +106,7 @@ pub enum Fate<'a> {
 }
 
 /// A get that was answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Read<'a> {
     /// The operation.
     pub op: &'a Operation,
@@ -107,6 +114,8 @@ pub struct Read<'a> {
     pub values: &'a [Option<ValueId>],
     /// The context returned.
     pub context: &'a VersionVector,
+    /// The numbers of writes that it has heard of and may have hidden, as their time may have come.
+    hidden: BTreeSet<ValueId>,
 }
 
 /// Damage and repair of the owners of a key, for one n.
@@ -134,10 +143,12 @@ pub fn precedes(first: &Operation, second: &Operation) -> bool {
 #[must_use]
 pub fn in_words(op: &Operation) -> String {
     let what = match &op.action {
-        Action::Write { value: Some(_), write, context: Some(_) } => format!("put {write} with a context"),
-        Action::Write { value: Some(_), write, context: None } => format!("put {write}"),
-        Action::Write { value: None, write, context: Some(_) } => format!("delete {write} with a context"),
-        Action::Write { value: None, write, context: None } => format!("delete {write}"),
+        Action::Write { value, write, context, ttl_ms } => {
+            let kind = if value.is_some() { "put" } else { "delete" };
+            let context = if context.is_some() { " with a context" } else { "" };
+            let ttl = ttl_ms.map(|ttl_ms| format!(" for {ttl_ms} ms")).unwrap_or_default();
+            format!("{kind} {write}{context}{ttl}")
+        }
         Action::Read => "the get".to_owned(),
     };
     let Operation { id, client, key, n, quorum, called, .. } = op;
@@ -157,6 +168,7 @@ impl<'a> Evidence<'a> {
         }
         for key in keys.values_mut() {
             key.add_dots(history);
+            key.add_hidden(history);
             key.given = history.given.iter().filter(|given| given.key == key.name).collect();
             let asked: BTreeSet<usize> = key.operations().map(|op| op.n).collect();
             key.care = asked.into_iter().map(|n| (n, Care::new(history, key, n))).collect();
@@ -175,7 +187,7 @@ impl<'a> Key<'a> {
     fn add(&mut self, op: &'a Operation) {
         match (&op.action, &op.outcome) {
             (Action::Read, Outcome::Read { values, context }) => {
-                self.reads.push(Read { op, values, context });
+                self.reads.push(Read { op, values, context, hidden: BTreeSet::new() });
             }
             (
                 Action::Read,
@@ -185,7 +197,7 @@ impl<'a> Key<'a> {
                 | Outcome::Unknown
                 | Outcome::Unavailable,
             ) => {}
-            (&Action::Write { value, write: number, ref context }, outcome) => {
+            (&Action::Write { value, write: number, ref context, ttl_ms }, outcome) => {
                 let fate = match outcome {
                     Outcome::Written { context } => Fate::Acknowledged(context),
                     Outcome::Failed => Fate::Failed,
@@ -197,7 +209,8 @@ impl<'a> Key<'a> {
                 self.by_number.insert(number, at);
                 self.by_value.extend(value.map(|value| (value, at)));
                 let context = context.as_ref();
-                self.writes.push(Write { op, number, value, context, dots: BTreeSet::new(), fate });
+                let dots = BTreeSet::new();
+                self.writes.push(Write { op, number, value, context, dots, fate, ttl_ms });
             }
         }
     }
@@ -210,6 +223,23 @@ impl<'a> Key<'a> {
                     self.writes[at].dots.insert(dot);
                 }
             }
+        }
+    }
+
+    /// Finds what gets may have hidden.
+    fn add_hidden(&mut self, history: &History) {
+        let Some(expiries) = history.expiries.get(self.name) else { return };
+        let expiring: Vec<&Write<'_>> = self.writes.iter().filter(|write| write.ttl_ms.is_some()).collect();
+        for read in &mut self.reads {
+            let ended = read.op.returned.unwrap_or(Micros::MAX);
+            let by_then = clocks::latest(history, read.op.called, ended);
+            let dropped_before = clocks::latest(history, 0, ended).saturating_sub(history.bytes_kept_ms);
+            let may_be_hidden = |dot: &Dot| {
+                let mut seen = expiries.get(dot).into_iter().flatten().flatten();
+                read.context.covers(*dot) && seen.any(|&at| at <= by_then || at <= dropped_before)
+            };
+            let hidden = expiring.iter().filter(|write| write.dots.iter().any(may_be_hidden));
+            read.hidden = hidden.map(|write| write.number).collect();
         }
     }
 
@@ -450,5 +480,18 @@ impl Read<'_> {
     #[must_use]
     pub fn shows(&self, value: Option<ValueId>) -> bool {
         self.values.contains(&value)
+    }
+
+    /// Whether it has heard of the write, and its time may have come by the clock of whichever server answered, or of one that
+    /// dropped its bytes.
+    #[must_use]
+    pub fn may_hide(&self, write: &Write<'_>) -> bool {
+        self.hidden.contains(&write.number)
+    }
+
+    /// The numbers of all such writes.
+    #[must_use]
+    pub fn hidden(&self) -> &BTreeSet<ValueId> {
+        &self.hidden
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Every value that a get shows was written to that key by a put called before the get returned, and not by one that
 //! was told it had failed: a failed write has no effect, ever; or some server was given it at its start. The same holds for deletions, and for every event found on any
-//! disk at any time. A deletion stays a deletion, and a value a value, on disks too. No damage excuses from it.
+//! disk at any time. A deletion stays a deletion, and a value a value, on disks too, until its bytes are dropped after
+//! its time. No damage excuses from it.
 //!
 //! Not checked: the bytes of values, which the runner compares before it writes the history; contexts; keys of a mad peer.
 
@@ -78,6 +79,6 @@ fn is_as_written(evidence: &Evidence<'_>, name: &str, sibling: &Sibling) -> bool
     was_given(evidence, name, sibling.dot)
         || write_of(evidence, name, sibling.write.op).is_some_and(|write| match sibling.write.body {
             Body::Value(_) => write.value.is_some(),
-            Body::Tombstone => write.value.is_none(),
+            Body::Tombstone => write.value.is_none() || sibling.is_dropped() && write.ttl_ms.is_some(),
         })
 }

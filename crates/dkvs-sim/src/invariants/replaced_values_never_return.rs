@@ -16,6 +16,8 @@
 //! 6. *Pairs given at a start* are older than any put: who has heard of a put or delete, acknowledged or not, shows none, be it
 //!    a get or a disk in the end, whatever was damaged.
 //!
+//! What a get does not show because its time may have come is not seen to be gone.
+//!
 //! Every execution of a write is an event of its own, and so is the second round of a blind put. A value may return through
 //! an event that whoever replaced it had not seen.
 //!
@@ -23,7 +25,7 @@
 //! get does not say which it is; it counts as returned only when no other can be meant.
 
 use dkvs_core::record::Record;
-use dkvs_core::version::VersionVector;
+use dkvs_core::version::{Dot, VersionVector};
 
 use super::Findings;
 use crate::checkers::causality::Sight;
@@ -82,7 +84,9 @@ fn between_gets(key: &Key<'_>, read: &Read<'_>, value: Option<ValueId>, findings
     }
     let earlier = key.reads.iter().filter(|earlier| key.keeps(earlier.op, read.op));
     for earlier in earlier {
-        let gone = !earlier.shows(value) && bearers.iter().all(|&(_, dot)| earlier.context.covers(dot));
+        let saw_gone =
+            |&(old, dot): &(&Write<'_>, Dot)| earlier.context.covers(dot) && !earlier.may_hide(old);
+        let gone = !earlier.shows(value) && bearers.iter().all(saw_gone);
         findings.claim(!gone, || {
             let (before, after) = (in_words(earlier.op), in_words(read.op));
             format!("{before} had seen that {} was gone; {after} shows it again", in_words(bearers[0].0.op))
@@ -143,7 +147,8 @@ fn in_the_end(key: &Key<'_>, lone: &[&Write<'_>], last: &Record, findings: &mut 
             });
         };
         for read in key.reads.iter().filter(|read| !key.at_risk(read.op, Micros::MAX)) {
-            claim(read.context.covers(sibling.dot) && !read.shows(old.value), read.op);
+            let is_there = read.shows(old.value) || read.may_hide(old);
+            claim(read.context.covers(sibling.dot) && !is_there, read.op);
         }
         let acknowledged = key.writes.iter().filter(|by| by.is_acknowledged() && by.number != old.number);
         for by in acknowledged.filter(|by| !key.at_risk(by.op, Micros::MAX)) {

@@ -11,6 +11,7 @@
 //! - A write with an unknown outcome may take effect at any time after its call, or never, and once for each of its events.
 //! - A get that shows several siblings counts as a get of any one of them. Siblings are what an unknown write leaves beside a
 //!   later one, and a write with a context that did not cover the one before; which is shown first is for the clocks.
+//! - A value whose time may have come counts as shown by each get that has heard of it: expiry hides, it writes nothing.
 //! - A deletion is a value of its own kind, and so is "never written". What servers were given at their start counts as
 //!   never written: which of them a get meets first is nobody's promise.
 //!
@@ -111,12 +112,12 @@ fn register<'a>(key: &Key<'a>) -> (Vec<&'a Operation>, Vec<Op<State>>) {
             && gone_from.is_none_or(|from| read.op.returned.is_some_and(|end| end < from))
     });
     for read in reads {
-        let states = if read.values.is_empty() {
-            vec![State::NeverWritten]
-        } else {
-            let state = |&value| if key.is_given(value) { State::NeverWritten } else { value.into() };
-            read.values.iter().map(state).collect()
-        };
+        let state = |&value| if key.is_given(value) { State::NeverWritten } else { value.into() };
+        let mut states: Vec<State> = read.values.iter().map(state).collect();
+        states.extend(read.hidden().iter().map(|&value| State::Value(value)));
+        if states.is_empty() {
+            states.push(State::NeverWritten);
+        }
         places.insert(read.op.id, register.len());
         operations.push(read.op);
         let op =

@@ -23,12 +23,12 @@ pub(super) fn wrong(plan: &Plan, random: &mut StdRng) -> Option<Fault> {
 impl ClockFault {
     pub(super) fn start(&self, world: &mut World) -> bool {
         let Self::Skew(server, ms) = *self;
-        world.shared.servers[server].clock.set_skew(ms);
+        world.set_clock(server, |clock| clock.set_skew(ms));
         true
     }
 
     pub(super) fn end(&self, world: &mut World) {
         let Self::Skew(server, _) = *self;
-        world.shared.servers[server].clock.set_skew(0);
+        world.set_clock(server, |clock| clock.set_skew(0));
     }
 }

@@ -14,13 +14,15 @@
 use std::fmt;
 
 use bytes::Bytes;
-use dkvs_core::hlc::Hlc;
+use dkvs_core::hlc::{Hlc, WallMs};
 use dkvs_core::position::Partition;
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_net::Level;
-use dkvs_sim::history::{Action, Damage, Given, HintLeft, History, Life, Operation, Outcome, ValueId};
+use dkvs_sim::history::{
+    Action, ClockState, Damage, Given, HintLeft, History, Life, Operation, Outcome, ValueId,
+};
 use dkvs_sim::invariants;
 
 #[derive(Clone)]
@@ -32,6 +34,9 @@ pub(crate) struct Story {
     /// Whether the context of the last put was given.
     told: bool,
 }
+
+/// For so long values keep their bytes after their time.
+pub(crate) const BYTES_KEPT_MS: u64 = 60_000;
 
 fn dot(text: &str) -> Dot {
     let (actor, counter) = text.split_at(1);
@@ -70,12 +75,12 @@ impl Story {
     // ---------------------------------------------------------------------------------------- operations
 
     pub(crate) fn put(self, number: ValueId) -> Self {
-        let action = Action::Write { value: Some(number), write: number, context: None };
+        let action = Action::Write { value: Some(number), write: number, context: None, ttl_ms: None };
         self.add(action, Outcome::Written { context: VersionVector::new() })
     }
 
     pub(crate) fn delete(self, number: ValueId) -> Self {
-        let action = Action::Write { value: None, write: number, context: None };
+        let action = Action::Write { value: None, write: number, context: None, ttl_ms: None };
         self.add(action, Outcome::Written { context: VersionVector::new() })
     }
 
@@ -145,6 +150,15 @@ impl Story {
         self
     }
 
+    /// The value of the last put is to be shown for so long.
+    pub(crate) fn ttl(mut self, ms: u64) -> Self {
+        match &mut self.last().action {
+            Action::Write { ttl_ms, .. } => *ttl_ms = Some(ms),
+            Action::Read => panic!("the last operation is a get"),
+        }
+        self
+    }
+
     /// The context that the last put returned.
     pub(crate) fn returning(mut self, text: &str) -> Self {
         self.last().outcome = Outcome::Written { context: dots(text).collect() };
@@ -204,6 +218,30 @@ impl Story {
     pub(crate) fn seen(mut self, event: &str, number: ValueId) -> Self {
         let of_key = self.history.dots.entry(self.key.clone()).or_default();
         of_key.entry(dot(event)).or_default().insert(op_id(number));
+        self
+    }
+
+    /// An event with this expiry, by a clock that is right, was seen on a disk.
+    pub(crate) fn expiring(self, event: &str, at_ms: u64) -> Self {
+        let clock = ClockState { from: 0, skew_ms: 0, stands_at_ms: None };
+        self.with_expiry(event, Some(clock.wall_ms(at_ms * 1_000)))
+    }
+
+    /// An event without an expiry was seen on a disk.
+    pub(crate) fn lasting(self, event: &str) -> Self {
+        self.with_expiry(event, None)
+    }
+
+    fn with_expiry(mut self, event: &str, expires: Option<WallMs>) -> Self {
+        let of_key = self.history.expiries.entry(self.key.clone()).or_default();
+        of_key.entry(dot(event)).or_default().insert(expires);
+        self
+    }
+
+    /// From this time on a server's clock is wrong by so much.
+    pub(crate) fn clock(mut self, letter: char, from_ms: u64, skew_ms: i64) -> Self {
+        let state = ClockState { from: from_ms * 1_000, skew_ms, stands_at_ms: None };
+        self.history.clocks.entry(server(letter)).or_default().push(state);
         self
     }
 
@@ -319,6 +357,7 @@ impl Story {
 
     pub(crate) fn told(&self) -> History {
         let mut history = self.history.clone();
+        history.bytes_kept_ms = BYTES_KEPT_MS;
         history.coordinators =
             ('A'..='D').map(|letter| (u64::from(u32::from(letter)), server(letter))).collect();
         for op in &self.history.operations {

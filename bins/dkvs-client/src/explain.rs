@@ -1,0 +1,278 @@
+//! What the owners of a key hold of it, side by side: who has heard of which events, what is left of them, and what is kept for
+//! whom.
+//!
+//! Each owner is asked for its own record and nothing else, so a read repair does not hide what differs. Values are not shown: their
+//! sizes are.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+
+use bytes::Bytes;
+use dkvs::{
+    HintReport, KeyReport, Partition, Position, ServerIndex, ServerName, SiblingReport, SiblingState,
+};
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::connect::Cluster;
+use crate::failure::Failure;
+use crate::inspect::{DownJson, nobody_answered, write_table};
+use crate::output::{Format, Output, note};
+
+/// An owner, and what it answered.
+type Owner = (ServerIndex, Result<KeyReport, dkvs::Error>);
+
+pub(crate) async fn run(cluster: &Cluster, key: &Bytes, out: &mut Output<impl Write>) -> Result<(), Failure> {
+    let owners = ask_owners(cluster, key).await;
+    let answered = owners.iter().any(|(_, report)| report.is_ok());
+    match out.format() {
+        Format::Text | Format::Raw => write_owners(cluster, key, &owners, out)?,
+        Format::Json => out.json(&explained_json(cluster, key, &owners))?,
+    }
+    if answered { Ok(()) } else { nobody_answered(out) }
+}
+
+/// All at once, in the order of the preference list.
+async fn ask_owners(cluster: &Cluster, key: &Bytes) -> Vec<Owner> {
+    let mut asked = JoinSet::new();
+    for (place, &owner) in cluster.client.ring().owners_of_key(key, cluster.n()).iter().enumerate() {
+        let (client, key) = (cluster.client.clone(), key.clone());
+        asked.spawn(async move { (place, owner, client.explain(owner, key).await) });
+    }
+    let mut answers = asked.join_all().await;
+    answers.sort_by_key(|(place, ..)| *place);
+    answers.into_iter().map(|(_, owner, report)| (owner, report)).collect()
+}
+
+/// Whether all owners hold the same; `None` when not all have told.
+fn agree(owners: &[Owner]) -> Option<bool> {
+    let told =
+        |report: &Result<KeyReport, _>| Some(report.as_ref().ok().filter(|report| !report.is_damaged)?.hash);
+    let hashes: Option<BTreeSet<_>> = owners.iter().map(|(_, report)| told(report)).collect();
+    hashes.map(|hashes| hashes.len() <= 1)
+}
+
+fn name_of(cluster: &Cluster, server: ServerIndex) -> Option<&ServerName> {
+    cluster.client.ring().servers().get(server).map(|entry| &entry.name)
+}
+
+// -------------------------------------------------------------------------------------------------------------- text
+
+fn write_owners(
+    cluster: &Cluster,
+    key: &Bytes,
+    owners: &[Owner],
+    out: &mut Output<impl Write>,
+) -> Result<(), Failure> {
+    let (position, partition) = (Position::of_key(key), Partition::of_key(key));
+    out.text(format_args!("position {position}, partition {partition}\n"))?;
+    for (owner, report) in owners {
+        let Some(name) = name_of(cluster, *owner) else { continue };
+        match report {
+            Ok(report) if report.is_damaged => {
+                out.text(format_args!("{name}: damaged, not repaired yet\n"))?;
+            }
+            Ok(report) if report.vv.is_empty() => out.text(format_args!("{name}: nothing\n"))?,
+            Ok(report) => {
+                let KeyReport { hash, bytes, .. } = report;
+                out.text(format_args!("{name}: record {hash:?}, {bytes} bytes\n"))?;
+            }
+            Err(_) => out.text(format_args!("{name}: down\n"))?,
+        }
+        if let Ok(report) = report {
+            write_table(&event_rows(report), &[], out)?;
+            for hint in &report.hints {
+                let Some(target) = name_of(cluster, hint.target) else { continue };
+                out.text(format_args!("  hint for {target}: {}, {} bytes\n", hint_hash(hint), hint.bytes))?;
+            }
+        }
+    }
+    let verdict = match agree(owners) {
+        Some(true) => "all owners hold the same",
+        Some(false) => "owners hold different records",
+        None => "not all owners could tell",
+    };
+    out.text(format_args!("{verdict}\n"))?;
+    out.finish()?;
+    owners.iter().filter_map(|(_, report)| report.as_ref().err()).for_each(|error| note(&error.to_string()));
+    Ok(())
+}
+
+fn event_rows(report: &KeyReport) -> Vec<Vec<String>> {
+    let knows = report.vv.iter().map(|dot| vec!["  knows".into(), format!("{dot:?}")]);
+    let holds = report.siblings.iter().map(|sibling| sibling_row(sibling, report.clock_ms));
+    knows.chain(holds).collect()
+}
+
+fn sibling_row(sibling: &SiblingReport, clock_ms: u64) -> Vec<String> {
+    let (kind, size) = match sibling.state {
+        SiblingState::Value => ("  value", format!("{} B", sibling.len)),
+        SiblingState::Tombstone => ("  deletion", "-".into()),
+        SiblingState::Dropped => ("  dropped", "-".into()),
+    };
+    let expiry = sibling.expires.map(|at| {
+        let word = if at <= clock_ms { "expired" } else { "expires" };
+        format!("{word} {}", utc(at))
+    });
+    let row = [kind.into(), format!("{:?}", sibling.dot), utc(sibling.hlc.wall_ms()), size];
+    row.into_iter().chain(expiry).collect()
+}
+
+fn hint_hash(hint: &HintReport) -> String {
+    hint.hash.map_or_else(|| "damaged".into(), |hash| format!("record {hash:?}"))
+}
+
+/// A time in UTC, to the second; `-` for 1970, which is what pairs given to servers at their start have.
+fn utc(ms: u64) -> String {
+    if ms == 0 {
+        return "-".into();
+    }
+    let s = ms / 1_000;
+    // Days since 0000-03-01, with which every year of the calendar ends in its leap day, if it has one.
+    let days = s / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day + 2) / 153;
+    let day = day - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (h, m, s) = (s / 3_600 % 24, s / 60 % 60, s % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}Z")
+}
+
+// -------------------------------------------------------------------------------------------------------------- JSON
+
+#[derive(Serialize)]
+struct ExplainedJson {
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    position: String,
+    partition: String,
+    /// `null` when not all owners could tell.
+    agree: Option<bool>,
+    owners: Vec<OwnerJson>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OwnerJson {
+    Up(UpJson),
+    Down(DownJson),
+}
+
+#[derive(Serialize)]
+struct UpJson {
+    server: String,
+    state: &'static str,
+    clock_ms: u64,
+    damaged: bool,
+    hash: String,
+    bytes: u64,
+    version_vector: Vec<String>,
+    siblings: Vec<SiblingJson>,
+    hints: Vec<HintJson>,
+}
+
+#[derive(Serialize)]
+struct SiblingJson {
+    dot: String,
+    op: String,
+    written_ms: u64,
+    hlc: u64,
+    state: &'static str,
+    bytes: u64,
+    expires_ms: Option<u64>,
+    expired: bool,
+}
+
+#[derive(Serialize)]
+struct HintJson {
+    #[serde(rename = "for")]
+    target: String,
+    /// `null` when it is damaged.
+    hash: Option<String>,
+    bytes: u64,
+}
+
+fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner]) -> ExplainedJson {
+    let ok = owners.iter().any(|(_, report)| report.is_ok());
+    let (error, kind) = if ok { (None, None) } else { (Some("no server answered"), Some("unavailable")) };
+    ExplainedJson {
+        ok,
+        error,
+        kind,
+        position: Position::of_key(key).to_string(),
+        partition: Partition::of_key(key).to_string(),
+        agree: agree(owners),
+        owners: owners.iter().filter_map(|(owner, report)| owner_json(cluster, *owner, report)).collect(),
+    }
+}
+
+fn owner_json(
+    cluster: &Cluster,
+    owner: ServerIndex,
+    report: &Result<KeyReport, dkvs::Error>,
+) -> Option<OwnerJson> {
+    let server = name_of(cluster, owner)?;
+    Some(match report {
+        Ok(report) => OwnerJson::Up(UpJson {
+            server: server.to_string(),
+            state: "up",
+            clock_ms: report.clock_ms,
+            damaged: report.is_damaged,
+            hash: format!("{:?}", report.hash),
+            bytes: report.bytes,
+            version_vector: report.vv.iter().map(|dot| format!("{dot:?}")).collect(),
+            siblings: report.siblings.iter().map(|sibling| sibling_json(sibling, report.clock_ms)).collect(),
+            hints: report.hints.iter().filter_map(|hint| hint_json(cluster, hint)).collect(),
+        }),
+        Err(error) => OwnerJson::Down(DownJson::new(server, error.to_string())),
+    })
+}
+
+fn sibling_json(sibling: &SiblingReport, clock_ms: u64) -> SiblingJson {
+    SiblingJson {
+        dot: format!("{:?}", sibling.dot),
+        op: format!("{:?}", sibling.op),
+        written_ms: sibling.hlc.wall_ms(),
+        hlc: sibling.hlc.bits(),
+        state: match sibling.state {
+            SiblingState::Value => "value",
+            SiblingState::Tombstone => "deletion",
+            SiblingState::Dropped => "dropped",
+        },
+        bytes: sibling.len,
+        expires_ms: sibling.expires,
+        expired: sibling.expires.is_some_and(|at| at <= clock_ms),
+    }
+}
+
+fn hint_json(cluster: &Cluster, hint: &HintReport) -> Option<HintJson> {
+    let hash = hint.hash.map(|hash| format!("{hash:?}"));
+    Some(HintJson { target: name_of(cluster, hint.target)?.to_string(), hash, bytes: hint.bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_in_utc() {
+        for (s, text) in [
+            (0, "-"),
+            (1, "1970-01-01T00:00:01Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(s * 1_000), text);
+        }
+        assert_eq!(utc(u64::MAX >> 16), "10889-08-02T05:31:50Z");
+    }
+}
