@@ -56,7 +56,7 @@ const PARTITION_LEN: usize = 2;
 /// Hints read in one go, and held until they are acknowledged.
 const PAGE: ScanLimit = ScanLimit { entries_max: 64, bytes_max: 1 << 20 };
 
-/// Hints under way to one target. After it had no room for one, they are sent one by one, and with each that it
+/// Hints under way to one target. After it had no room for one, or did not answer, they are sent one by one, and with each that it
 /// acknowledges again one more side by side: what is first in order would else always take the room from the rest.
 const IN_FLIGHT_MAX: usize = 16;
 
@@ -68,6 +68,10 @@ const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause before hints that were not acknowledged are sent again, if the target answers at all.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Longest pause before hints that the target will not have are sent again. The first is [`RETRY`]; each keeps the target's
+/// room, a stream for one, from others for a moment.
+const REFUSED_RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Entries looked at in one go at the start.
 const OPEN_PAGE: ScanLimit = ScanLimit { entries_max: 1_024, bytes_max: 4 << 20 };
@@ -487,6 +491,7 @@ pub(crate) fn dirty_marks(
 pub(crate) async fn deliver<S: Socket, T: Store>(coordinator: Arc<Coordinator<S, T>>, server: ServerIndex) {
     let target = coordinator.target(server);
     let mut in_flight_max = IN_FLIGHT_MAX;
+    let mut refused_retry = RETRY;
     loop {
         let waiting = coordinator.replica.hints_kept().tally(target).hints > 0;
         if !waiting || !coordinator.detector.is_up(server) {
@@ -494,29 +499,45 @@ pub(crate) async fn deliver<S: Socket, T: Store>(coordinator: Arc<Coordinator<S,
             let _ = timeout(RETRY, coordinator.detector.news(server).notified()).await;
             continue;
         }
-        let goes_on = all(&coordinator, server, target, &mut in_flight_max).await.unwrap_or_else(|error| {
+        let pass = all(&coordinator, server, target, &mut in_flight_max).await.unwrap_or_else(|error| {
             tracing::warn!(?server, %error, "hints cannot be delivered now");
-            false
+            Pass::Stuck
         });
-        if !goes_on {
-            sleep(RETRY).await;
+        match pass {
+            Pass::Delivered => refused_retry = RETRY,
+            Pass::Refused => {
+                let _ = timeout(refused_retry, coordinator.detector.news(server).notified()).await;
+                refused_retry = (refused_retry * 2).min(REFUSED_RETRY_MAX);
+            }
+            Pass::Stuck => sleep(RETRY).await,
         }
     }
 }
 
-/// Sends all hints of a target once. Returns whether there were any and all of them were acknowledged.
+/// What came of sending all hints of a target.
+enum Pass {
+    /// All were acknowledged.
+    Delivered,
+    /// All were acknowledged but for some that the target will not have.
+    Refused,
+    /// There were none, or some could not be delivered now.
+    Stuck,
+}
+
+/// Sends all hints of a target once.
 async fn all<S: Socket, T: Store>(
     coordinator: &Arc<Coordinator<S, T>>,
     server: ServerIndex,
     target: Target,
     in_flight_max: &mut usize,
-) -> Result<bool, ReplicaError> {
+) -> Result<Pass, ReplicaError> {
     let mut after = None;
-    let (mut any, mut all_done) = (false, true);
+    let mut pass = Pass::Delivered;
     loop {
         let page = coordinator.replica.hints(target, after.as_ref())?;
-        let Some(last) = page.last() else { return Ok(any && all_done) };
-        any = true;
+        let Some(last) = page.last() else {
+            return Ok(if after.is_some() { pass } else { Pass::Stuck });
+        };
         after = Some(last.key.clone());
         let mut page = page.into_iter();
         let mut in_flight = FuturesUnordered::new();
@@ -532,14 +553,15 @@ async fn all<S: Socket, T: Store>(
                 None => break,
                 Some(done) => match done? {
                     Delivery::Done => *in_flight_max = (*in_flight_max + 1).min(IN_FLIGHT_MAX),
-                    Delivery::Refused => all_done = false,
-                    Delivery::NoRoom => (all_done, *in_flight_max) = (false, 1),
-                    Delivery::GiveUp => (all_done, goes_on) = (false, false),
+                    Delivery::Refused if matches!(pass, Pass::Delivered) => pass = Pass::Refused,
+                    Delivery::Refused => {}
+                    Delivery::NoRoom => (pass, *in_flight_max) = (Pass::Stuck, 1),
+                    Delivery::GiveUp => (goes_on, *in_flight_max) = (false, 1),
                 },
             }
         }
         if !goes_on {
-            return Ok(false);
+            return Ok(Pass::Stuck);
         }
     }
 }
