@@ -252,6 +252,10 @@ impl Record {
         self.siblings.retain(|sibling| !sibling.dot.actor.is_initial());
         self.vv.add(dot);
         let at = self.siblings.partition_point(|sibling| sibling.dot < dot);
+        // Most keys never have a second one.
+        if self.siblings.is_empty() {
+            self.siblings.reserve_exact(1);
+        }
         self.siblings.insert(at, Sibling { dot, write });
     }
 

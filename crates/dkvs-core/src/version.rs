@@ -25,8 +25,6 @@
 //! What it leaves out: actors of servers long gone stay in the vectors of keys they wrote. A vector grows with the
 //! unclean restarts that wrote the key, not with clients or puts.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -87,8 +85,8 @@ impl fmt::Debug for Dot {
 /// A summary of events: for each actor, the highest counter known.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct VersionVector {
-    /// Either only real actors or only initial ones.
-    entries: BTreeMap<Actor, u64>,
+    /// In the order of their actors, no actor twice. Either only real actors or only initial ones.
+    entries: Vec<Dot>,
 }
 
 impl VersionVector {
@@ -113,12 +111,12 @@ impl VersionVector {
     /// The highest counter known of `actor`; 0 when it was never heard of.
     #[must_use]
     pub fn counter(&self, actor: Actor) -> u64 {
-        self.entries.get(&actor).copied().unwrap_or(0)
+        self.place_of(actor).map_or(0, |place| self.entries[place].counter)
     }
 
     /// The entries, in the order of their actors.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Dot> + '_ {
-        self.entries.iter().map(|(&actor, &counter)| Dot { actor, counter })
+        self.entries.iter().copied()
     }
 
     /// Whether the event is among those known. Any real event covers all initial ones.
@@ -135,10 +133,14 @@ impl VersionVector {
         if !dot.actor.is_initial() && !self.knows_a_put() {
             self.entries.clear();
         }
-        match self.entries.entry(dot.actor) {
-            Entry::Occupied(mut known) => *known.get_mut() = dot.counter.max(*known.get()),
-            Entry::Vacant(slot) => {
-                slot.insert(dot.counter);
+        match self.place_of(dot.actor) {
+            Ok(place) => self.entries[place].counter = dot.counter.max(self.entries[place].counter),
+            Err(place) => {
+                // Most vectors never get a second entry.
+                if self.entries.is_empty() {
+                    self.entries.reserve_exact(1);
+                }
+                self.entries.insert(place, dot);
             }
         }
     }
@@ -156,7 +158,12 @@ impl VersionVector {
 
     /// The entries are all real or all initial, so one of them tells.
     fn knows_a_put(&self) -> bool {
-        self.entries.keys().next().is_some_and(|actor| !actor.is_initial())
+        self.entries.first().is_some_and(|dot| !dot.actor.is_initial())
+    }
+
+    /// Where an actor's entry is, or would have to be.
+    fn place_of(&self, actor: Actor) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&actor, |dot| dot.actor)
     }
 }
 
