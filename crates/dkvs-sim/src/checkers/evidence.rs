@@ -27,7 +27,8 @@
 //!   damaged than had to hold it. After the repair all N hold it;
 //! - if the first is a get, no damage fell into it, for an owner might have taken the get's state before the damage and
 //!   been counted after it. (A write may span a damage: its coordinator held it before anybody acknowledged, and a
-//!   coordinator that is damaged acknowledges no more.)
+//!   coordinator that is damaged acknowledges no more. One whose bits flip does, and may have been mended before the others had
+//!   the write: of such a write nothing is owed until the repair.)
 //!
 //! # Pairs given at a start
 //! They are no writes: nobody calls them, they have no place in time, and any event on the key covers them. They are given again
@@ -294,7 +295,7 @@ impl<'a> Key<'a> {
             && first.quorum + second.quorum > first.n
             && precedes(first, second)
             && !self.is_unsettled(second)
-            && !(first.action == Action::Read && self.spans_damage(first))
+            && !(self.spans_damage(first) && (first.action == Action::Read || self.is_unrepaired(second)))
             && !self.at_risk(first, second.called)
     }
 
@@ -329,20 +330,31 @@ impl<'a> Key<'a> {
     /// Whether the key was damaged and not repaired at some time while the operation ran, in a way that matters to it.
     #[must_use]
     pub fn is_unsettled(&self, op: &Operation) -> bool {
-        let touches =
-            |&(from, to): &(Micros, Micros)| op.called <= to && op.returned.is_none_or(|end| end >= from);
         self.care.get(&op.n).is_some_and(|care| match op.action {
-            Action::Read => care.unsettled_for_gets.iter().any(touches),
-            Action::Write { .. } => care.unsettled.iter().any(touches),
+            Action::Read => touches(op, &care.unsettled_for_gets),
+            Action::Write { .. } => touches(op, &care.unsettled),
         })
     }
 
-    fn spans_damage(&self, op: &Operation) -> bool {
+    /// The same, however the key was damaged.
+    #[must_use]
+    pub fn is_unrepaired(&self, op: &Operation) -> bool {
+        self.care.get(&op.n).is_some_and(|care| touches(op, &care.unsettled))
+    }
+
+    /// Whether the key was damaged while the operation ran.
+    #[must_use]
+    pub fn spans_damage(&self, op: &Operation) -> bool {
         let inside = |&(at, _): &(Micros, ServerIndex)| {
             op.called <= at && op.returned.is_none_or(|returned| at <= returned)
         };
         self.care.get(&op.n).is_some_and(|care| care.damage.iter().any(inside))
     }
+}
+
+/// Whether an operation ran in one of these times, even partly.
+fn touches(op: &Operation, times: &[(Micros, Micros)]) -> bool {
+    times.iter().any(|&(from, to)| op.called <= to && op.returned.is_none_or(|end| end >= from))
 }
 
 /// Whether whoever has seen this has seen a put or delete, whosever.

@@ -8,7 +8,7 @@
 //!
 //! After a damage (a disk wiped, restored, or cut off before a flush) this is owed for the key's owners from the first read of
 //! the key with R = N that was called after the damage; until then a get may meet the damaged owner and one that the write
-//! had not reached. A flipped bit excuses no get: the owner sees it. It is owed for all writes again, but for those whose every
+//! had not reached. A flipped bit excuses no get of what was acknowledged before: the owner sees it. It is owed for all writes again, but for those whose every
 //! copy may have been among the damaged: W owners or more since the write was called, with no read from all owners between.
 //!
 //! A pair that more than N − R owners are given at their starts is readable from the beginning: every get shows it, or has heard

@@ -105,10 +105,11 @@ fn register<'a>(key: &Key<'a>) -> (Vec<&'a Operation>, Vec<Op<State>>) {
             register.push(op(None, None));
         }
     }
-    let acknowledged = key.writes.iter().filter(|write| write.is_acknowledged());
-    let gone_from = acknowledged.filter_map(|write| key.at_risk_from(write.op)).min();
+    let acknowledged: Vec<_> = key.writes.iter().filter(|write| write.is_acknowledged()).collect();
+    let gone_from = acknowledged.iter().filter_map(|write| key.at_risk_from(write.op)).min();
+    let was_hit = acknowledged.iter().any(|write| key.spans_damage(write.op));
     let reads = key.reads.iter().filter(|read| {
-        !key.is_unsettled(read.op)
+        !(key.is_unsettled(read.op) || was_hit && key.is_unrepaired(read.op))
             && gone_from.is_none_or(|from| read.op.returned.is_some_and(|end| end < from))
     });
     for read in reads {

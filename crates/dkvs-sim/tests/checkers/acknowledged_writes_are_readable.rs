@@ -137,6 +137,9 @@ fn a_flipped_record_excuses_no_get_as_its_owner_sees_it() {
     let flipped = |title| Story::of(title).put(1).dot("A1").flip('A', "k");
     flipped("before the repair").get("", "").breaks(CLAIM);
     flipped("after it").repaired().get("", "").breaks(CLAIM);
+    let during = |title| Story::of(title).flip('A', "k").put(1).dot("A1").at(5, 40);
+    during("of a put that it fell into, before the repair").get("", "").keeps(CLAIM);
+    during("and after it").repaired().get("", "").breaks(CLAIM);
     flipped("a blind put that did not hear of it")
         .put(2)
         .dot("C1")
