@@ -54,6 +54,17 @@ async fn hinted(cluster: &Cluster, holders: &[ServerIndex], target: ServerIndex,
     .await;
 }
 
+/// Three servers, of which the last is down and has missed so many puts. The others hold hints of them.
+async fn hinting(keys: usize) -> (Cluster, TestClient, [ServerIndex; 2], ServerIndex) {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = client(&cluster).await;
+    let [up_a, up_b, down] = cluster.servers()[..] else { panic!("three servers") };
+    cluster.kill(down);
+    put_all(&client, 0..keys, "v").await;
+    hinted(&cluster, &[up_a, up_b], down, keys).await;
+    (cluster, client, [up_a, up_b], down)
+}
+
 /// Waits until all owners hold the same of these keys and nobody keeps anything for anybody.
 async fn converged(cluster: &Cluster, keys: usize) {
     let servers = cluster.servers();
@@ -100,12 +111,7 @@ async fn a_server_that_missed_a_thousand_puts_and_a_hundred_deletes_gets_them_wi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hints_survive_the_end_of_their_holders() {
-    let mut cluster = Cluster::start(Plan::of(3)).await;
-    let client = client(&cluster).await;
-    let [up_a, up_b, down] = cluster.servers()[..] else { panic!("three servers") };
-    cluster.kill(down);
-    put_all(&client, 0..20, "v").await;
-    hinted(&cluster, &[up_a, up_b], down, 20).await;
+    let (mut cluster, _client, [up_a, up_b], down) = hinting(20).await;
     for holder in [up_a, up_b] {
         cluster.kill(holder);
         cluster.restart(holder).await;
@@ -139,12 +145,7 @@ async fn hints_survive_an_orderly_stop_of_their_holders_and_are_written_by_it() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_that_is_killed_while_it_delivers_goes_on_when_it_is_back() {
-    let mut cluster = Cluster::start(Plan::of(3)).await;
-    let client = client(&cluster).await;
-    let [up_a, up_b, down] = cluster.servers()[..] else { panic!("three servers") };
-    cluster.kill(down);
-    put_all(&client, 0..400, "v").await;
-    hinted(&cluster, &[up_a, up_b], down, 400).await;
+    let (mut cluster, _client, [up_a, up_b], down) = hinting(400).await;
     let before: Vec<_> = [up_a, up_b].map(|holder| cluster.hints(holder, down).len()).to_vec();
     cluster.restart(down).await;
     for (holder, before) in [up_a, up_b].into_iter().zip(before) {
@@ -160,12 +161,7 @@ async fn a_holder_that_is_killed_while_it_delivers_goes_on_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hint_that_is_delivered_twice_and_late_changes_nothing_and_brings_nothing_back() {
-    let mut cluster = Cluster::start(Plan::of(3)).await;
-    let client = client(&cluster).await;
-    let [up_a, up_b, down] = cluster.servers()[..] else { panic!("three servers") };
-    cluster.kill(down);
-    put_all(&client, 0..20, "v").await;
-    hinted(&cluster, &[up_a, up_b], down, 20).await;
+    let (mut cluster, client, [up_a, up_b], down) = hinting(20).await;
     let hints = [up_a, up_b].map(|holder| (holder, cluster.entries(holder, Keyspace::Hints)));
     cluster.restart(down).await;
     converged(&cluster, 20).await;
