@@ -6,7 +6,7 @@
 //! in every run.
 
 mod acknowledged_writes_are_readable;
-mod acknowledged_writes_reach_all_owners;
+pub(crate) mod acknowledged_writes_reach_all_owners;
 mod concurrent_writes_are_never_lost;
 mod contexts_cover_what_was_seen;
 mod expired_values_are_hidden;

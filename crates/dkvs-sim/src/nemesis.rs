@@ -19,7 +19,7 @@ mod late;
 
 mod network;
 
-mod outvoted;
+mod owners;
 
 mod process;
 
@@ -36,7 +36,7 @@ pub use clock::ClockFault;
 pub use disk::DiskFault;
 pub use late::LateFault;
 pub use network::NetworkFault;
-pub use outvoted::OutvotedFault;
+pub use owners::OwnerFault;
 pub use process::ProcessFault;
 
 /// Something that breaks.
@@ -52,8 +52,8 @@ pub enum Fault {
     Clock(ClockFault),
     /// Requests and answers arrive when their senders have gone on.
     Late(LateFault),
-    /// An owner loses something while what can be reached of the others is behind.
-    Outvoted(OutvotedFault),
+    /// The owners of a key are struck in concert.
+    Owners(OwnerFault),
 }
 
 /// A fault with its time.
@@ -74,7 +74,7 @@ const QUIET: Duration = Duration::from_millis(200);
 pub(crate) fn plan(plan: &Plan) -> Vec<Strike> {
     let mut strikes = mixed(plan, &mut seed::random(plan.seed, "nemesis", 0));
     strikes.extend(late::plan(plan, &mut seed::random(plan.seed, "late", 0)));
-    strikes.extend(outvoted::plan(plan, &mut seed::random(plan.seed, "outvoted", 0)));
+    strikes.extend(owners::plan(plan));
     strikes.sort_by_key(|strike| strike.at);
     strikes
 }
@@ -130,7 +130,7 @@ impl Fault {
             Self::Disk(fault) => fault.start(world),
             Self::Clock(fault) => fault.start(world),
             Self::Late(fault) => fault.start(world),
-            Self::Outvoted(fault) => fault.start(world),
+            Self::Owners(fault) => fault.start(world),
         }
     }
 
@@ -142,7 +142,7 @@ impl Fault {
             Self::Disk(fault) => fault.end(world),
             Self::Clock(fault) => fault.end(world),
             Self::Late(fault) => fault.end(world),
-            Self::Outvoted(fault) => fault.end(world),
+            Self::Owners(fault) => fault.end(world),
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct KeyPlan {
     pub quorums: Vec<QuorumPlan>,
     /// The only worker that writes it, if there is just one.
     pub writer: Option<usize>,
+    /// When clients use it no more, if ever.
+    pub retires: Option<Duration>,
 }
 
 /// A quorum for reads and writes.
@@ -280,6 +282,7 @@ impl Plan {
         if plan.late && seed::random(seed, "late and crowded", 0).random_bool(0.4) {
             plan.crowd();
         }
+        retire(&mut plan.keys, plan.chaos, &mut seed::random(seed, "retired keys", 0));
         plan.strikes = nemesis::plan(&plan);
         plan
     }
@@ -356,7 +359,22 @@ fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut S
         _ => (0..3).map(|_| quorum(random.random_range(w_min..=servers.min(5)), random)).collect(),
     };
     let writer = random.random_bool(0.2).then(|| random.random_range(0..workers));
-    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer }
+    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer, retires: None }
+}
+
+/// In one run in four keys are used no more from some time on, each from its own or all from the same.
+fn retire(keys: &mut [KeyPlan], chaos: Duration, random: &mut StdRng) {
+    if !random.random_bool(0.25) {
+        return;
+    }
+    let at_once = random.random_bool(0.5);
+    let mut at = chaos.mul_f64(random.random_range(0.3..1.0));
+    for key in keys {
+        if !at_once {
+            at = chaos.mul_f64(random.random_range(0.3..1.0));
+        }
+        key.retires = Some(at);
+    }
 }
 
 /// Small datagrams send more by stream, small queues lose more on this side.

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::client::{Machine, NewValue, Recorded, Worker};
 use crate::mad;
-use crate::plan::{ExpiryPlan, KeyPlan, Mix, QuorumPlan, pick};
+use crate::plan::{ExpiryPlan, KeyPlan, Mix, Plan, QuorumPlan, pick};
 use crate::seed;
 use crate::shared::{Host, Shared};
 use crate::trace::now;
@@ -45,10 +45,11 @@ async fn work(shared: Arc<Shared>, machine: Arc<Machine>, index: usize) -> turmo
         if shared.is_stopping() || (chaos_is_over && !shared.is_healed()) {
             continue;
         }
+        let Some(key) = key(&shared.plan, &mut random) else { continue };
         shared.steps.fetch_add(1, Ordering::Relaxed);
         worker.use_client(machine.client().await?);
         let ttl = ttl(shared.plan.expiry.as_ref(), &mut ttl_random);
-        act(&shared, &mut worker, index, ttl, &mut random).await;
+        act(&shared.plan, &mut worker, key, index, ttl, &mut random).await;
     }
     shared.finished.fetch_add(1, Ordering::Relaxed);
     Ok(())
@@ -60,9 +61,21 @@ fn ttl(expiry: Option<&ExpiryPlan>, random: &mut StdRng) -> Option<Duration> {
     Some(*pick(&expiry.ttls, random))
 }
 
-async fn act(shared: &Shared, worker: &mut Worker, index: usize, ttl: Option<Duration>, random: &mut StdRng) {
-    let plan = &shared.plan;
-    let key = pick(&plan.keys, random);
+/// A key that is still in use.
+fn key<'a>(plan: &'a Plan, random: &mut StdRng) -> Option<&'a KeyPlan> {
+    let time = Duration::from_micros(now());
+    let in_use: Vec<_> = plan.keys.iter().filter(|key| key.retires.is_none_or(|at| time < at)).collect();
+    if in_use.is_empty() { None } else { Some(*pick(&in_use, random)) }
+}
+
+async fn act(
+    plan: &Plan,
+    worker: &mut Worker,
+    key: &KeyPlan,
+    index: usize,
+    ttl: Option<Duration>,
+    random: &mut StdRng,
+) {
     let quorum = *pick(&key.quorums, random);
     // What nobody but its writer writes, others read.
     let may_write = key.writer.is_none_or(|writer| writer == index);

@@ -17,16 +17,18 @@
 //! takes is checked by the runner.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use dkvs_core::position::Partition;
 use dkvs_core::servers::ServerIndex;
 
 use super::Findings;
 use crate::checkers::evidence::{Evidence, Fate, Key, Write, in_words};
-use crate::history::{Damage, History, Micros};
+use crate::history::{Damage, History};
+use crate::trace::micros;
 
-/// Within this time after a write's deadline its coordinator has written hints, on the slowest disk.
-const HINTED: Micros = 10_000_000;
+/// Within this time after a write's deadline its coordinator has written hints, unless something keeps its disk from it.
+pub(crate) const HINTED: Duration = Duration::from_secs(1);
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     let history = evidence.history;
@@ -58,7 +60,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
 }
 
 fn has_ended(history: &History, coordinator: ServerIndex, write: &Write<'_>) -> bool {
-    let until = write.op.deadline + HINTED;
+    let until = write.op.deadline + micros(HINTED);
     history
         .ends
         .iter()
