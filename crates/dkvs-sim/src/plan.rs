@@ -268,7 +268,7 @@ impl Plan {
             tick,
             damage,
             mad: seed::random(seed, "has mad peer", 0).random_bool(0.25),
-            late: seed::random(seed, "has late messages", 0).random_bool(0.25),
+            late: seed::random(seed, "has late messages", 0).random_bool(0.4),
             is_crowded: false,
             strikes: Vec::new(),
         };

@@ -63,7 +63,7 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     }
     let mut strikes = Vec::new();
     let mut at = QUIET;
-    let gap_max = Duration::from_millis(if plan.is_crowded { 500 } else { 1_500 });
+    let gap_max = Duration::from_millis(if plan.is_crowded { 500 } else { 1_000 });
     while at < plan.chaos_max() {
         at += gap_max.mul_f64(random.random_range(0.0..1.0));
         let server = server(plan, random);
@@ -121,10 +121,11 @@ fn echoed(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<S
     }
 }
 
-/// A connection fails for the client that has sent a long value over it, and asks another server.
+/// Connections to a server fail for the clients that have sent long values over them, and ask another server.
 fn broken(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -> Vec<Strike> {
     let lasts = patience_times(0.5..8.0, plan, random);
-    vec![Strike { at, lasts, fault: Fault::Late(LateFault::Broken(client(plan, random), server)) }]
+    let breaks = |client| Strike { at, lasts, fault: Fault::Late(LateFault::Broken(client, server)) };
+    clients(plan).map(breaks).collect()
 }
 
 /// A put waits in a server for the disk, whose client hears nothing and asks another server.
