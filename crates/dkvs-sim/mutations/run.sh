@@ -5,7 +5,7 @@
 #     crates/dkvs-sim/mutations/run.sh --check         only whether each still fits the code
 #
 # Prints, for each, the seeds it took, as a row of the table in docs/testing.md. Seeds count up from FIRST (default 1);
-# after SEEDS (default 2000) seeds without a violation the bug counts as missed, and the exit status is 1.
+# after SEEDS (default 3000) seeds without a violation the bug counts as missed, and the exit status is 1.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../../.." && pwd)
@@ -36,7 +36,7 @@ missed=0
 for name in "${names[@]}"; do
     git apply "$here/$name.patch"
     cargo build --quiet --release --package dkvs-sim
-    found=$("$CARGO_TARGET_DIR/release/dkvs-sim" --seed "${FIRST:-1}" --seeds "${SEEDS:-2000}" --jobs "${JOBS:-2}" --until-failure |
+    found=$("$CARGO_TARGET_DIR/release/dkvs-sim" --seed "${FIRST:-1}" --seeds "${SEEDS:-3000}" --jobs "${JOBS:-2}" --until-failure |
         sed -n 's/^first failure after \([0-9]*\) seeds: \(.*\)$/\1 | \2/p' || true)
     printf '| %s | %s |\n' "$name" "${found:-missed}"
     [ -n "$found" ] || missed=1
