@@ -32,7 +32,7 @@
 //!
 //! # Pairs given at a start
 //! They are no writes: nobody calls them, they have no place in time, and any event on the key covers them. They are given again
-//! at every start, so that no damage loses them ([`Key::given`]).
+//! at every start, so that no damage but a flipped bit loses them ([`Key::given`]).
 //!
 //! # Expiry
 //! Each server hides by its own wall clock, and drops bytes by it some time later, so a get may hide what has expired by the clock of

@@ -12,7 +12,8 @@
 //! copy may have been among the damaged: W owners or more since the write was called, with no read from all owners between.
 //!
 //! A pair that more than N − R owners are given at their starts is readable from the beginning: every get shows it, or has heard
-//! of a put or delete. No damage excuses from it, as it is given again at each start.
+//! of a put or delete. Of damage only a flipped bit excuses from it, in the record of one of them: what no other owner holds is lost with
+//! that, until the next start gives it again.
 //!
 //! Not checked here: gets that overlap the write; R + W ≤ N; whether what replaced the write may itself be gone (that is
 //! `concurrent_writes_are_never_lost`); writes of which no event was seen, except as such.
@@ -21,7 +22,7 @@ use std::collections::BTreeSet;
 
 use super::Findings;
 use crate::checkers::evidence::{Evidence, Fate, Key, Read, Write, in_words, knows_a_write};
-use crate::history::{Given, ValueId};
+use crate::history::{Damage, Given, ValueId};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     for key in evidence.keys.values() {
@@ -54,7 +55,15 @@ fn shows_what_was_given(evidence: &Evidence<'_>, key: &Key<'_>, read: &Read<'_>,
     let Some(owners) = evidence.history.owners.get(&(key.name.to_owned(), read.op.n)) else { return };
     let values: BTreeSet<ValueId> = key.given.iter().map(|given| given.value).collect();
     for value in values {
-        let has_it = |given: &&&Given| given.value == value && owners.contains(&given.server);
+        let is_lost = |server| {
+            evidence.history.damage.iter().any(|damage| match damage {
+                Damage::Flipped { server: flipped, key: name, .. } => *flipped == server && name == key.name,
+                Damage::Wiped { .. } | Damage::Restored { .. } | Damage::Unflushed { .. } => false,
+            })
+        };
+        let has_it = |given: &&&Given| {
+            given.value == value && owners.contains(&given.server) && !is_lost(given.server)
+        };
         if key.given.iter().filter(has_it).count() + read.op.quorum > read.op.n {
             findings.claim(read.shows(Some(value)) || knows_a_write(read.context), || {
                 let get = in_words(read.op);
