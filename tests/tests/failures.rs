@@ -5,8 +5,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs::{ClientConfig, Error, OwnerReport, QuorumKind};
-use dkvs_tests::{Cluster, Plan, SILENCE_MAX};
+use dkvs::{Client, ClientConfig, Error, OwnerReport, QuorumKind, Ring, ServerList};
+use dkvs_core::servers::ServerEntry;
+use dkvs_net::Port;
+use dkvs_proto::envelope::{self, DatagramBuilder, Header};
+use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::message::client::{ClientAnswer, Failure};
+use dkvs_proto::message::{Answer, Refusal};
+use dkvs_tests::{Cluster, Plan, SILENCE_MAX, name};
+use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,5 +114,39 @@ async fn an_acknowledged_put_survives_the_restart_of_every_server() {
     for i in 0..50 {
         let expected = (i != 7).then(|| Bytes::from(format!("v{i}")));
         assert_eq!(client.get(format!("k{i}")).await.unwrap().value(), expected.as_ref(), "k{i}");
+    }
+}
+
+/// A server that refuses a put speaks for itself: the process before its restart may have executed it.
+#[tokio::test]
+async fn a_put_that_a_restarted_server_refuses_may_have_been_executed_before() {
+    for refusal in [Refusal::Storage("a bad sector".into()), Refusal::Invalid("so it seems".into())] {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let entry = ServerEntry { name: name("127.0.0.1", address.port()), nodes: 16 };
+        let ring = Ring::new(ServerList::new(vec![entry]).unwrap());
+        let port = Port::for_calls(&[address]).await.unwrap();
+        let client = Client::with_socket(port, ring, vec![address], None, ClientConfig::default()).unwrap();
+        let put = tokio::spawn(client.put("k", "v").n(1).w(1).into_future());
+        let mut sessions = vec![(2, 21), (1, 11)];
+        let error = loop {
+            let mut buffer = vec![0; 2_048];
+            let (len, from) = server.recv_from(&mut buffer).await.unwrap();
+            let (header, frames) = envelope::parse(&buffer[..len]).unwrap();
+            let datagram = |session, proof, kind, body: &[u8]| {
+                let mut datagram = DatagramBuilder::new(Header { session, proof, oldest: 1_000 });
+                datagram.push(&Frame::answer(kind, frames[0].id, body));
+                datagram.finish(0)
+            };
+            if let Some((session, proof)) = sessions.pop() {
+                server.send_to(&datagram(session, proof, Kind::Challenge, &[]), from).await.unwrap();
+            } else if header.proof == 21 {
+                let failed = ClientAnswer::Failed(Failure::Refused(refusal.clone()));
+                let (kind, body) = Answer::Client(failed).encode();
+                server.send_to(&datagram(2, 0, kind, &body), from).await.unwrap();
+                break put.await.unwrap().unwrap_err();
+            }
+        };
+        assert!(matches!(error, Error::Unknown(_)), "{error}");
     }
 }

@@ -25,7 +25,7 @@ use dkvs_core::quorum::{Answer as OwnerState, Progress, Quorum, ReadQuorum, Writ
 use dkvs_core::record::{Body, Record, RecordHash, Sibling};
 use dkvs_core::ring::{Ring, RingId, ServerIndex};
 use dkvs_core::version::{Dot, VersionVector};
-use dkvs_net::{CallError, Endpoint, Gauge, Patience, Socket, Validity};
+use dkvs_net::{Answered, CallError, Endpoint, Gauge, Patience, Socket, Validity};
 use dkvs_proto::context;
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
@@ -453,6 +453,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         put.forwarded = true;
         let silence = ((deadline - start) / SILENCE_SHARE).min(SILENCE_MAX);
         let mut tried = Vec::new();
+        let mut maybe_done = false;
         for owner in self.detector.by_liveness(owners) {
             let left = deadline.saturating_duration_since(Instant::now());
             put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
@@ -460,12 +461,27 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             let request = Request::Client(ClientRequest::Put(put.clone()));
             let within = Some(validity.clone());
             let patience = Patience { deadline, silence: Some(silence), within, passed_on: false };
-            let answer = self.endpoint.call(to, &request, patience).await;
-            if let Ok(Answer::Client(answer)) = answer {
-                return Ok(answer);
-            }
+            let may_begin_later = match self.endpoint.ask(to, &request, patience).await {
+                // It speaks for itself alone, and for the process that it is now.
+                Ok(Answered {
+                    answer: Answer::Client(ClientAnswer::Failed(Failure::Refused(reason))),
+                    made_anew,
+                }) if maybe_done || made_anew => {
+                    tried.push((owner, OwnerAnswer::Refused(reason)));
+                    break;
+                }
+                Ok(Answered { answer: Answer::Client(answer), .. }) => return Ok(answer),
+                Ok(_) => {
+                    maybe_done = true;
+                    false
+                }
+                Err(error) => {
+                    maybe_done |= !error.nothing_was_done();
+                    error.may_begin_later()
+                }
+            };
             tried.push((owner, OwnerAnswer::TimedOut));
-            if answer.is_err_and(|error| error.may_begin_later()) {
+            if may_begin_later {
                 break;
             }
         }

@@ -13,7 +13,7 @@ use rand::RngExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::endpoint::{CallError, Counters, Patience, Shared};
+use crate::endpoint::{Answered, CallError, Counters, Patience, Shared};
 use crate::lock;
 use crate::peers::{Expiry, Heard};
 use crate::socket::Socket;
@@ -67,10 +67,11 @@ impl<S: Socket> Shared<S> {
         kind: Kind,
         body: &[u8],
         mut patience: Patience,
-    ) -> Result<Answer, CallError> {
+    ) -> Result<Answered, CallError> {
         check_len(body)?;
         let frame = |id, expires| self.datagram_frame(Frame { kind, id, expires, body });
         let mut times_sent = 0;
+        let mut made_anew = false;
         let (call, heard) = loop {
             let mut call = match self.begin(to, &patience, frame) {
                 Err(CallError::Overloaded { .. }) if times_sent > 0 => {
@@ -85,13 +86,14 @@ impl<S: Socket> Shared<S> {
             if patience.passed_on {
                 return Err(CallError::Restarted);
             }
+            made_anew = true;
             // The peer was restarted, it seems, but a copy under the old id may still be begun: late challenges of the
             // process before look like those of a new one. So this peer is not given up for its silence any more.
             if lock(&self.peers).is_extended(to, call.id) {
                 patience.silence = None;
             }
         };
-        match heard {
+        let answer = match heard {
             Heard::Answer(kind, body) => read_answer(kind, &body),
             Heard::Overloaded => Err(CallError::Overloaded { repeated: times_sent > 1 }),
             Heard::UseStream => {
@@ -99,7 +101,8 @@ impl<S: Socket> Shared<S> {
                 let stream_call = self.call_by_stream(to, frame, times_sent > 0);
                 timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
             }
-        }
+        };
+        Ok(Answered { answer: answer?, made_anew })
     }
 
     /// The frame's bytes, unless it is too long for a datagram.

@@ -52,6 +52,16 @@ impl Service for NoService {
     }
 }
 
+/// An answer, and what it leaves open.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// The answer.
+    pub answer: Answer,
+    /// Whether the server was restarted during the call. The process before may have executed the request too, whatever
+    /// the one that answered did.
+    pub made_anew: bool,
+}
+
 /// Why a call has no answer, by what it says about the request's effects.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
@@ -341,6 +351,19 @@ impl<S: Socket> Endpoint<S> {
         request: &Request,
         patience: Patience,
     ) -> Result<Answer, CallError> {
+        self.ask(to, request, patience).await.map(|answered| answered.answer)
+    }
+
+    /// As [`Endpoint::call`], for a request that is not idempotent and may be refused.
+    ///
+    /// # Errors
+    /// As [`Endpoint::call`].
+    pub async fn ask(
+        &self,
+        to: SocketAddr,
+        request: &Request,
+        patience: Patience,
+    ) -> Result<Answered, CallError> {
         let (kind, body) = request.encode();
         self.shared.call(to, kind, &body, patience).await
     }

@@ -55,7 +55,7 @@ pub mod port;
 pub mod faults;
 
 pub use config::EndpointConfig;
-pub use endpoint::{CallError, Counters, Endpoint, NoService, Patience, Service};
+pub use endpoint::{Answered, CallError, Counters, Endpoint, NoService, Patience, Service};
 pub use gauges::{Gauge, Held, Level};
 pub use port::{Port, resolve};
 pub use socket::Socket;

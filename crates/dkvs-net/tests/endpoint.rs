@@ -12,7 +12,9 @@ use bytes::Bytes;
 use dkvs_core::record::{OpId, Record};
 use dkvs_core::ring::RingId;
 use dkvs_net::faults::{Faults, FaultySocket};
-use dkvs_net::{CallError, Endpoint, EndpointConfig, NoService, Patience, Port, Service, Socket, Validity};
+use dkvs_net::{
+    Answered, CallError, Endpoint, EndpointConfig, NoService, Patience, Port, Service, Socket, Validity,
+};
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanEntry, ScanPage};
@@ -452,7 +454,7 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
     let (caller, to) = (caller().await, server.local_addr().unwrap());
     let call = tokio::spawn({
         let caller = caller.clone();
-        async move { caller.call(to, &put(1, "v"), patience()).await }
+        async move { caller.ask(to, &put(1, "v"), patience()).await }
     });
     // The next request with this proof: its id, and where it came from.
     let next_with = async |proof: u64| loop {
@@ -483,7 +485,9 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
         datagram.push(&Frame::answer(kind, id, &body));
         server.send_to(&datagram.finish(0), from).await.unwrap();
     }
-    assert_eq!(answered_value(call.await.unwrap()), "of this one");
+    let Answered { answer, made_anew } = call.await.unwrap().unwrap();
+    assert_eq!(answered_value(Ok(answer)), "of this one");
+    assert!(made_anew, "the process before may have executed it too");
 }
 
 /// A server that passes requests on is restarted: what the old process passed on may still be begun elsewhere.

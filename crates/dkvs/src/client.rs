@@ -266,9 +266,27 @@ impl<S: Socket> Client<S> {
             let passed_on = kind == QuorumKind::Write && !owners.contains(&server);
             let patience = Patience { deadline, silence: Some(silence), within: None, passed_on };
             let to = self.inner.addresses[server.as_usize()];
-            let answer = self.inner.endpoint.call(to, &request, patience).await;
-            let failure = match answer {
-                Ok(Answer::Client(ClientAnswer::Failed(failure))) => self.failed(server, kind, failure)?,
+            let answered = self.inner.endpoint.ask(to, &request, patience).await;
+            maybe_done |= answered.as_ref().is_ok_and(|answered| answered.made_anew);
+            let failure = match answered.map(|answered| answered.answer) {
+                Ok(Answer::Client(ClientAnswer::Failed(failure))) => {
+                    match self.failed(server, kind, failure) {
+                        Ok(report) => report,
+                        // It speaks for itself alone, and for the process that it is now.
+                        Err(error)
+                            if kind == QuorumKind::Write && maybe_done && error.nothing_was_written() =>
+                        {
+                            let reason = if let Error::Refused { reason, .. } = error {
+                                reason
+                            } else {
+                                error.to_string()
+                            };
+                            tried.push((self.name(server), OwnerReport::Failed(reason)));
+                            break;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
                 Ok(Answer::Client(answer)) => {
                     self.suspects().remove(&server);
                     if let Some(read) = read(answer) {
