@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dkvs_core::servers::ServerIndex;
+use dkvs_storage::Durability;
 use turmoil::Sim;
 
 use crate::clock::SkewedClock;
@@ -326,17 +327,19 @@ impl World {
         }
     }
 
-    /// Cuts the power of a server's machine, unless that would be damage that is not allowed now.
+    /// Cuts the power of a server's machine, unless that would be damage that is not allowed now. With `fsync` it is none: nothing
+    /// that was answered may be lost.
     pub(crate) fn cut_power(&mut self, server: Host) {
+        let may_lose = self.shared.plan.durability != Durability::Fsync;
         let disk = &self.shared.servers[server].disk;
-        if disk.has_unflushed() && !self.may_damage(server) {
+        if may_lose && disk.has_unflushed() && !self.may_damage(server) {
             return self.kill(server);
         }
         if self.is_up(server) {
             self.crash(server);
         }
         let at = self.now();
-        if self.shared.servers[server].disk.cut_power(at) {
+        if self.shared.servers[server].disk.cut_power(at) && may_lose {
             self.damage(server, Damage::Unflushed { server: index(server), at });
         }
     }
