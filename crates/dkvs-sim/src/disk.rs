@@ -41,7 +41,7 @@ type Tree = BTreeMap<(Keyspace, Bytes), Bytes>;
 const FROZEN_PAUSE: Duration = Duration::from_millis(5);
 
 /// How a disk behaves just now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiskConditions {
     /// Longest time of a commit that need not be flushed.
     pub write_max: Duration,
@@ -183,14 +183,18 @@ impl Disk {
         platter.begin_next_life();
     }
 
-    /// The power was cut at `at`. Returns whether anything that had been answered is gone.
-    pub fn cut_power(&self, at: Micros) -> bool {
+    /// The power was cut at `at`. Of what is not flushed a random first part stays; with `may_lose`, that may be something that was
+    /// answered, and without it, it is nothing of that. Returns whether anything that had been answered is gone.
+    pub fn cut_power(&self, at: Micros, may_lose: bool) -> bool {
         let mut platter = self.lock();
         let flushed_before = at.saturating_sub(micros(platter.flush_interval));
         let is_flushed = |pending: &Pending| pending.answered.is_some_and(|at| at < flushed_before);
         let flushed = platter.journal.iter().take_while(|pending| is_flushed(pending)).count();
         let kept = platter.journal.len() - flushed;
         let kept = flushed + platter.random.random_range(0..=kept);
+        let first_answered = platter.journal.iter().position(|pending| pending.answered.is_some());
+        // Who must lose nothing, and has not flushed, is to notice.
+        let kept = if may_lose { kept } else { kept.min(first_answered.unwrap_or(kept)) };
         let lost_answered = platter.journal[kept..].iter().any(|pending| pending.answered.is_some());
         platter.journal.truncate(kept);
         platter.begin_next_life();
@@ -299,11 +303,10 @@ impl Disk {
         .collect()
     }
 
-    /// Whether something may keep its server from reading or writing just now.
+    /// Whether something may keep its server from reading or writing in time just now.
     #[must_use]
     pub fn is_hindered(&self) -> bool {
-        let DiskConditions { read_fault, write_fault, free, frozen, .. } = self.lock().conditions;
-        frozen || free != u64::MAX || read_fault > 0.0 || write_fault > 0.0
+        self.lock().conditions != DiskConditions::healthy()
     }
 
     /// Since when its server takes no more writes, if so.
@@ -603,7 +606,7 @@ mod tests {
             store.commit(batch("flushed"), Durability::Fsync).await.unwrap();
             store.commit(batch("first"), Durability::Memory).await.unwrap();
             store.commit(batch("second"), Durability::Memory).await.unwrap();
-            let lost = disk.cut_power(0);
+            let lost = disk.cut_power(0, true);
             let (store, _) = disk.open();
             assert!(has(&store, "before") && has(&store, "flushed"));
             let [first, second] = ["first", "second"].map(|key| has(&store, key));
@@ -621,7 +624,7 @@ mod tests {
             let disk = disk(seed);
             let (store, _) = disk.open();
             store.commit(batch("old"), Durability::Interval).await.unwrap();
-            disk.cut_power(micros(Duration::from_secs(3)));
+            disk.cut_power(micros(Duration::from_secs(3)), true);
             assert!(has(&disk.open().0, "old"));
         }
     }

@@ -46,6 +46,16 @@ struct Damaged {
     sweep: Option<u64>,
 }
 
+/// Since when a disk may have kept its server from writing hints, and until when, if it works again.
+#[derive(Clone, Copy, Debug)]
+struct Hindered {
+    from: Micros,
+    until: Option<Micros>,
+}
+
+/// Once its disk works again, a server has written within this time what it could not write before.
+const CAUGHT_UP: Micros = 3_000_000;
+
 /// The world of one run.
 pub struct World {
     pub(crate) sim: Sim<'static>,
@@ -57,8 +67,8 @@ pub struct World {
     flapping: Vec<Flapping>,
     under_way: Vec<UnderWay>,
     paused: BTreeMap<Host, usize>,
-    /// Since when a server's disk may have kept it from writing hints: since its start, or since it was hindered first.
-    hindered: BTreeMap<Host, Micros>,
+    /// Servers whose disks may have kept them from writing hints.
+    hindered: BTreeMap<Host, Hindered>,
     copies: Vec<Copy>,
     damaged: Option<Damaged>,
 }
@@ -273,8 +283,7 @@ impl World {
                 self.set_clock(host, |clock| clock.freeze(Some(now_ms)));
                 let parts = &self.shared.servers[host];
                 parts.disk.set(|disk| disk.frozen = true);
-                let now = self.now();
-                self.hindered.entry(host).or_insert(now);
+                self.note_disk(host);
             }
         }
     }
@@ -288,6 +297,7 @@ impl World {
                 self.set_clock(host, |clock| clock.freeze(None));
                 let parts = &self.shared.servers[host];
                 parts.disk.set(|disk| disk.frozen = false);
+                self.note_disk(host);
             }
         }
     }
@@ -313,7 +323,7 @@ impl World {
     fn note_end(&mut self, server: Host, latest: Micros) {
         let at = self.now();
         let poisoned = self.shared.servers[server].disk.poisoned_at();
-        let from = [poisoned, self.hindered.get(&server).copied(), Some(latest)].into_iter().flatten().min();
+        let from = [poisoned, self.hindered_since(server), Some(latest)].into_iter().flatten().min();
         self.shared.recorder.with(|history| {
             history.ends.push((index(server), from.unwrap_or(at), at));
         });
@@ -339,7 +349,7 @@ impl World {
             self.crash(server);
         }
         let at = self.now();
-        if self.shared.servers[server].disk.cut_power(at) && may_lose {
+        if self.shared.servers[server].disk.cut_power(at, may_lose) && may_lose {
             self.damage(server, Damage::Unflushed { server: index(server), at });
         }
     }
@@ -358,7 +368,7 @@ impl World {
     /// Asks a server to stop in order.
     pub(crate) fn stop(&mut self, server: Host) {
         if self.is_up(server) {
-            if let Some(&hindered) = self.hindered.get(&server) {
+            if let Some(hindered) = self.hindered_since(server) {
                 self.note_end(server, hindered);
             }
             self.shared.servers[server].stop.store(true, Ordering::Relaxed);
@@ -388,10 +398,27 @@ impl World {
     // Disks.
 
     pub(crate) fn set_disk(&mut self, server: Host, change: impl FnOnce(&mut DiskConditions)) -> bool {
-        let now = self.now();
-        self.hindered.entry(server).or_insert(now);
         self.shared.servers[server].disk.set(change);
+        self.note_disk(server);
         true
+    }
+
+    /// Writes down from when to when a disk hinders its server, whose conditions have changed.
+    fn note_disk(&mut self, server: Host) {
+        let now = self.now();
+        let is_hindered = self.shared.servers[server].disk.is_hindered();
+        let since = self.hindered_since(server);
+        if is_hindered {
+            self.hindered.insert(server, Hindered { from: since.unwrap_or(now), until: None });
+        } else if let Some(from) = since {
+            let until = self.hindered.get(&server).and_then(|hindered| hindered.until);
+            self.hindered.insert(server, Hindered { from, until: until.or(Some(now + CAUGHT_UP)) });
+        }
+    }
+
+    fn hindered_since(&self, server: Host) -> Option<Micros> {
+        let hindered = self.hindered.get(&server)?;
+        hindered.until.is_none_or(|until| self.now() <= until).then_some(hindered.from)
     }
 
     pub(crate) fn restart_if_poisoned(&mut self, server: Host) {

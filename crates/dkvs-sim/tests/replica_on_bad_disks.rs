@@ -99,7 +99,7 @@ impl Run {
         self.disk.set(|disk| *disk = dkvs_sim::disk::DiskConditions::healthy());
         if self.random.random_bool(0.5) && self.durability == Durability::Fsync {
             // What it takes beside is what was flipped since the last flush: such bits may be whole again.
-            self.disk.cut_power(0);
+            self.disk.cut_power(0, true);
         } else {
             self.disk.kill();
         }
