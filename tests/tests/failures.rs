@@ -129,6 +129,8 @@ async fn a_put_that_a_restarted_server_refuses_may_have_been_executed_before() {
         let client = Client::with_socket(port, ring, vec![address], None, ClientConfig::default()).unwrap();
         let put = tokio::spawn(client.put("k", "v").n(1).w(1).into_future());
         let mut sessions = vec![(2, 21), (1, 11)];
+        let mut first = vec![0; 2_048];
+        server.recv_from(&mut first).await.unwrap();
         let error = loop {
             let mut buffer = vec![0; 2_048];
             let (len, from) = server.recv_from(&mut buffer).await.unwrap();

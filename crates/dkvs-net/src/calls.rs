@@ -86,7 +86,8 @@ impl<S: Socket> Shared<S> {
             if patience.passed_on {
                 return Err(CallError::Restarted);
             }
-            made_anew = true;
+            // A single copy went to the process that asks for a proof now.
+            made_anew |= times_sent > 1;
             // The peer was restarted, it seems, but a copy under the old id may still be begun: late challenges of the
             // process before look like those of a new one. So this peer is not given up for its silence any more.
             if lock(&self.peers).is_extended(to, call.id) {

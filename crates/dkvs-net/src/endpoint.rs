@@ -57,8 +57,8 @@ impl Service for NoService {
 pub struct Answered {
     /// The answer.
     pub answer: Answer,
-    /// Whether the server was restarted during the call. The process before may have executed the request too, whatever
-    /// the one that answered did.
+    /// Whether the server was restarted during the call, after a copy of the request had been sent. The process before may have
+    /// executed it too, whatever the one that answered did.
     pub made_anew: bool,
 }
 

@@ -471,6 +471,7 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
         datagram.finish(0)
     };
     let (first, from) = next_with(0).await;
+    assert_eq!(next_with(0).await.0, first, "again, as nobody has answered");
     server.send_to(&challenge(1, 11, first), from).await.unwrap();
     assert_eq!(next_with(11).await.0, first, "the process that asks for a proof has not executed anything");
     server.send_to(&challenge(1, 12, first), from).await.unwrap();
