@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs::{Client, ClientConfig, Error, OwnerReport, QuorumKind, Ring, ServerList};
+use dkvs_core::record::OpId;
 use dkvs_core::servers::ServerEntry;
 use dkvs_net::Port;
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
 use dkvs_proto::frame::{Frame, Kind};
-use dkvs_proto::message::client::{ClientAnswer, Failure};
-use dkvs_proto::message::{Answer, Refusal};
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, OwnerAnswer, Put, PutBody};
+use dkvs_proto::message::{Answer, Durability, Refusal};
 use dkvs_tests::{Cluster, Plan, SILENCE_MAX, name};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
@@ -129,8 +130,6 @@ async fn a_put_that_a_restarted_server_refuses_may_have_been_executed_before() {
         let client = Client::with_socket(port, ring, vec![address], None, ClientConfig::default()).unwrap();
         let put = tokio::spawn(client.put("k", "v").n(1).w(1).into_future());
         let mut sessions = vec![(2, 21), (1, 11)];
-        let mut first = vec![0; 2_048];
-        server.recv_from(&mut first).await.unwrap();
         let error = loop {
             let mut buffer = vec![0; 2_048];
             let (len, from) = server.recv_from(&mut buffer).await.unwrap();
@@ -151,4 +150,34 @@ async fn a_put_that_a_restarted_server_refuses_may_have_been_executed_before() {
         };
         assert!(matches!(error, Error::Unknown(_)), "{error}");
     }
+}
+
+/// A put that is passed on, to an owner that is down and then to one that refuses: the first may have had it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_passed_on_to_an_owner_that_says_nothing_and_one_that_refuses_has_an_unknown_outcome() {
+    let mut cluster = Cluster::start(Plan::of(4)).await;
+    let owners = cluster.owners("k", 3);
+    let stranger = cluster.servers().into_iter().find(|server| !owners.contains(server)).unwrap();
+    cluster.kill(owners[0]);
+    owners[1..].iter().for_each(|&owner| cluster.set_free_bytes(owner, 1));
+    let put = Put {
+        ring: cluster.ring().id(),
+        key: "k".into(),
+        body: PutBody::Value("v".into()),
+        context: None,
+        n: 3,
+        w: 2,
+        op: OpId { client: 7, sequence: 1 },
+        timeout_ms: 10_000,
+        forwarded: false,
+        durability: Durability::Memory,
+        ttl_ms: None,
+    };
+    let answer = cluster.ask(stranger, ClientRequest::Put(put)).await;
+    let ClientAnswer::Failed(Failure::Quorum(missed)) = answer else { panic!("{answer:?}") };
+    let said: Vec<_> = missed.owners.iter().map(|(_, said)| said.clone()).collect();
+    assert!(
+        matches!(&said[..], [OwnerAnswer::TimedOut, OwnerAnswer::Refused(Refusal::DiskFull { .. })]),
+        "{said:?}"
+    );
 }

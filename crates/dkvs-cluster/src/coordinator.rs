@@ -465,8 +465,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 // It speaks for itself alone, and for the process that it is now.
                 Ok(Answered {
                     answer: Answer::Client(ClientAnswer::Failed(Failure::Refused(reason))),
-                    made_anew,
-                }) if maybe_done || made_anew => {
+                    maybe_done_before,
+                }) if maybe_done || maybe_done_before => {
                     tried.push((owner, OwnerAnswer::Refused(reason)));
                     break;
                 }

@@ -71,7 +71,7 @@ impl<S: Socket> Shared<S> {
         check_len(body)?;
         let frame = |id, expires| self.datagram_frame(Frame { kind, id, expires, body });
         let mut times_sent = 0;
-        let mut made_anew = false;
+        let mut maybe_done_before = false;
         let (call, heard) = loop {
             let mut call = match self.begin(to, &patience, frame) {
                 Err(CallError::Overloaded { .. }) if times_sent > 0 => {
@@ -86,8 +86,7 @@ impl<S: Socket> Shared<S> {
             if patience.passed_on {
                 return Err(CallError::Restarted);
             }
-            // A single copy went to the process that asks for a proof now.
-            made_anew |= times_sent > 1;
+            maybe_done_before |= lock(&self.peers).is_known_elsewhere(to, call.id);
             // The peer was restarted, it seems, but a copy under the old id may still be begun: late challenges of the
             // process before look like those of a new one. So this peer is not given up for its silence any more.
             if lock(&self.peers).is_extended(to, call.id) {
@@ -103,7 +102,7 @@ impl<S: Socket> Shared<S> {
                 timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
             }
         };
-        Ok(Answered { answer: answer?, made_anew })
+        Ok(Answered { answer: answer?, maybe_done_before })
     }
 
     /// The frame's bytes, unless it is too long for a datagram.

@@ -57,9 +57,9 @@ impl Service for NoService {
 pub struct Answered {
     /// The answer.
     pub answer: Answer,
-    /// Whether the server was restarted during the call, after a copy of the request had been sent. The process before may have
-    /// executed it too, whatever the one that answered did.
-    pub made_anew: bool,
+    /// Whether a process of the server that has ended since may have executed the request, whatever the one that answered
+    /// did.
+    pub maybe_done_before: bool,
 }
 
 /// Why a call has no answer, by what it says about the request's effects.

@@ -37,6 +37,8 @@ struct Call {
     sign_of_life: bool,
     /// Whether it was sent, after a sign of life, to be begun as late as its caller gives it up at last.
     extended: bool,
+    /// Whether a process of the peer other than the one that was heard last may have got a copy with its proof.
+    known_elsewhere: bool,
     ended: Option<oneshot::Sender<Heard>>,
 }
 
@@ -122,8 +124,14 @@ impl Peers {
         self.in_flight += 1;
         let peer = self.peers.entry(to).or_default();
         let frame = frame(id, expires(peer.clock, expiry.until(false)));
-        let call =
-            Call { frame: frame.clone(), expiry, sign_of_life: false, extended: false, ended: Some(ended) };
+        let call = Call {
+            frame: frame.clone(),
+            expiry,
+            sign_of_life: false,
+            extended: false,
+            known_elsewhere: false,
+            ended: Some(ended),
+        };
         peer.calls.insert(id, call);
         self.calls_gauge.set(self.in_flight);
         self.peers_gauge.set(self.peers.len());
@@ -153,6 +161,11 @@ impl Peers {
         self.peers.get(&to).and_then(|peer| peer.calls.get(&id)).is_some_and(|call| call.extended)
     }
 
+    /// Of a call to a peer that was restarted: whether the process before may have executed the request.
+    pub(crate) fn is_known_elsewhere(&self, to: SocketAddr, id: u64) -> bool {
+        self.peers.get(&to).and_then(|peer| peer.calls.get(&id)).is_some_and(|call| call.known_elsewhere)
+    }
+
     /// What an envelope to `to` says: our proof there, and the oldest id that waits for an answer.
     pub(crate) fn proof_and_oldest(&self, to: SocketAddr) -> (u64, u64) {
         let Some(peer) = self.peers.get(&to) else { return (0, 0) };
@@ -178,8 +191,12 @@ impl Peers {
                     // Another process than the one that was asked: it knows nothing of the requests, and must not get
                     // them under their old ids. The one before may have executed one, and its answer may be under
                     // way; it would end the call, and leave this process with a request that nobody waits for.
+                    // It has the copy it asks about, so that is known to nobody else, unless it was sent more than once.
                     peer.tell(header, told);
-                    peer.calls.values_mut().for_each(Call::abandon);
+                    for (&id, call) in &mut peer.calls {
+                        call.known_elsewhere |= id != frame.id;
+                        call.abandon();
+                    }
                 } else {
                     peer.tell(header, told);
                     let clock = peer.clock;
@@ -211,6 +228,7 @@ impl Peer {
 impl Call {
     fn repetition(&mut self, clock: Option<KnownClock>) -> Option<Arc<[u8]>> {
         self.extended |= self.sign_of_life;
+        self.known_elsewhere = true;
         let until = self.expiry.until(self.sign_of_life);
         self.frame.as_ref().map(|frame| with_expiry(frame, expires(clock, until)))
     }

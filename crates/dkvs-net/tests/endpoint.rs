@@ -471,7 +471,6 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
         datagram.finish(0)
     };
     let (first, from) = next_with(0).await;
-    assert_eq!(next_with(0).await.0, first, "again, as nobody has answered");
     server.send_to(&challenge(1, 11, first), from).await.unwrap();
     assert_eq!(next_with(11).await.0, first, "the process that asks for a proof has not executed anything");
     server.send_to(&challenge(1, 12, first), from).await.unwrap();
@@ -486,9 +485,60 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
         datagram.push(&Frame::answer(kind, id, &body));
         server.send_to(&datagram.finish(0), from).await.unwrap();
     }
-    let Answered { answer, made_anew } = call.await.unwrap().unwrap();
+    let Answered { answer, maybe_done_before } = call.await.unwrap().unwrap();
     assert_eq!(answered_value(Ok(answer)), "of this one");
-    assert!(made_anew, "the process before may have executed it too");
+    assert!(maybe_done_before, "the process before may have executed it too");
+}
+
+/// A server is restarted, and asks about one of two requests that were each sent once: that one it has, the other one the process before may have
+/// executed.
+#[tokio::test]
+async fn only_the_request_that_a_restarted_server_asks_about_is_known_to_nobody_else() {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let port = Port::for_calls(&[to]).await.unwrap();
+    let config =
+        EndpointConfig { retransmit_min: PATIENCE, retransmit_max: PATIENCE, ..EndpointConfig::default() };
+    let caller = Endpoint::start::<NoService>(port, config, rand::random(), None);
+    let ask = |sequence| {
+        let caller = caller.clone();
+        tokio::spawn(async move { caller.ask(to, &put(sequence, "v"), patience()).await })
+    };
+    // Answers each request that comes, until this session's proof has brought so many to their end.
+    let serve = async |session, requests: usize, asked_about: usize| {
+        let (mut served, mut challenged) = (0, 0);
+        while served < requests {
+            let mut buffer = vec![0; 2_048];
+            let (len, from) = timeout(PATIENCE, server.recv_from(&mut buffer)).await.unwrap().unwrap();
+            let (header, frames) = envelope::parse(&buffer[..len]).unwrap();
+            for frame in &frames {
+                let mut datagram = DatagramBuilder::new(Header { session, proof: session, oldest: 1_000 });
+                if header.proof == session {
+                    let done = PutDone { acked: Vec::new(), context: Token("v".into()) };
+                    let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
+                    datagram.push(&Frame::answer(kind, frame.id, &body));
+                    served += 1;
+                } else if challenged < asked_about {
+                    datagram.push(&Frame::answer(Kind::Challenge, frame.id, &[]));
+                    challenged += 1;
+                } else {
+                    continue;
+                }
+                server.send_to(&datagram.finish(0), from).await.unwrap();
+            }
+        }
+    };
+    let first = ask(1);
+    serve(11, 1, 1).await;
+    assert!(!first.await.unwrap().unwrap().maybe_done_before, "no other process has shown itself");
+    let pair = [ask(2), ask(3)];
+    serve(22, 2, 1).await;
+    let mut known_elsewhere = Vec::new();
+    for call in pair {
+        known_elsewhere.push(call.await.unwrap().unwrap().maybe_done_before);
+    }
+    known_elsewhere.sort_unstable();
+    assert_eq!(known_elsewhere, [false, true]);
 }
 
 /// A server that passes requests on is restarted: what the old process passed on may still be begun elsewhere.

@@ -267,7 +267,7 @@ impl<S: Socket> Client<S> {
             let patience = Patience { deadline, silence: Some(silence), within: None, passed_on };
             let to = self.inner.addresses[server.as_usize()];
             let answered = self.inner.endpoint.ask(to, &request, patience).await;
-            maybe_done |= answered.as_ref().is_ok_and(|answered| answered.made_anew);
+            maybe_done |= answered.as_ref().is_ok_and(|answered| answered.maybe_done_before);
             let failure = match answered.map(|answered| answered.answer) {
                 Ok(Answer::Client(ClientAnswer::Failed(failure))) => {
                     match self.failed(server, kind, failure) {
