@@ -28,7 +28,7 @@
 //! - if the first is a get, no damage fell into it, for an owner might have taken the get's state before the damage and
 //!   been counted after it. (A write may span a damage: its coordinator held it before anybody acknowledged, and a
 //!   coordinator that is damaged acknowledges no more. One whose bits flip does, and may have been mended before the others had
-//!   the write: of such a write nothing is owed until the repair.)
+//!   the write: of such a write nothing is owed until a repair that began after it.)
 //!
 //! # Pairs given at a start
 //! They are no writes: nobody calls them, they have no place in time, and any event on the key covers them. They are given again
@@ -295,7 +295,8 @@ impl<'a> Key<'a> {
             && first.quorum + second.quorum > first.n
             && precedes(first, second)
             && !self.is_unsettled(second)
-            && !(self.spans_damage(first) && (first.action == Action::Read || self.is_unrepaired(second)))
+            && !(self.spans_damage(first)
+                && (first.action == Action::Read || !self.is_repaired_between(first, second)))
             && !self.at_risk(first, second.called)
     }
 
@@ -336,10 +337,13 @@ impl<'a> Key<'a> {
         })
     }
 
-    /// The same, however the key was damaged.
+    /// Whether all owners were read between the two.
     #[must_use]
-    pub fn is_unrepaired(&self, op: &Operation) -> bool {
-        self.care.get(&op.n).is_some_and(|care| touches(op, &care.unsettled))
+    pub fn is_repaired_between(&self, first: &Operation, second: &Operation) -> bool {
+        let Some(returned) = first.returned else { return false };
+        self.care.get(&first.n).is_some_and(|care| {
+            care.repairs.iter().any(|&(called, end)| returned <= called && end <= second.called)
+        })
     }
 
     /// Whether the key was damaged while the operation ran.

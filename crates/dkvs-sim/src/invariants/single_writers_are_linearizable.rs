@@ -107,9 +107,13 @@ fn register<'a>(key: &Key<'a>) -> (Vec<&'a Operation>, Vec<Op<State>>) {
     }
     let acknowledged: Vec<_> = key.writes.iter().filter(|write| write.is_acknowledged()).collect();
     let gone_from = acknowledged.iter().filter_map(|write| key.at_risk_from(write.op)).min();
-    let was_hit = acknowledged.iter().any(|write| key.spans_damage(write.op));
+    let hit: Vec<_> = acknowledged.iter().filter(|write| key.spans_damage(write.op)).collect();
+    let may_miss = |read: &Operation| {
+        let is_before = |write: &Operation| read.returned.is_some_and(|end| end < write.called);
+        hit.iter().any(|write| !is_before(write.op) && !key.is_repaired_between(write.op, read))
+    };
     let reads = key.reads.iter().filter(|read| {
-        !(key.is_unsettled(read.op) || was_hit && key.is_unrepaired(read.op))
+        !(key.is_unsettled(read.op) || may_miss(read.op))
             && gone_from.is_none_or(|from| read.op.returned.is_some_and(|end| end < from))
     });
     for read in reads {

@@ -139,7 +139,8 @@ fn a_flipped_record_excuses_no_get_as_its_owner_sees_it() {
     flipped("after it").repaired().get("", "").breaks(CLAIM);
     let during = |title| Story::of(title).flip('A', "k").put(1).dot("A1").at(5, 40);
     during("of a put that it fell into, before the repair").get("", "").keeps(CLAIM);
-    during("and after it").repaired().get("", "").breaks(CLAIM);
+    during("and after one that began earlier").repaired().get("", "").keeps(CLAIM);
+    during("and after it").get("1", "A1").quorum(3).get("", "").breaks(CLAIM);
     flipped("a blind put that did not hear of it")
         .put(2)
         .dot("C1")
