@@ -60,6 +60,8 @@ pub struct Plan {
     pub scrub_pause: Option<Duration>,
     /// Bytes of hints that a server keeps for another one.
     pub hint_bytes_max: u64,
+    /// Time between comparisons of servers; `None` if they do not compare.
+    pub repair_interval: Option<Duration>,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
             seed: 1,
             scrub_pause: None,
             hint_bytes_max: 256 << 20,
+            repair_interval: None,
         }
     }
 }
@@ -174,6 +177,7 @@ impl Cluster {
             None => config.scrub_bytes_per_s = 0,
         }
         config.hint_bytes_max = self.plan.hint_bytes_max;
+        config.repair_interval = self.plan.repair_interval.unwrap_or(Duration::ZERO);
         config.ping_interval = PING_INTERVAL;
         let socket = FaultySocket::new(port, self.plan.faults, unique);
         let store = member.store.clone();

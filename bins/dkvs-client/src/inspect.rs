@@ -273,7 +273,7 @@ struct StatusJson {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum ServerJson {
-    Up(UpJson),
+    Up(Box<UpJson>),
     Down(DownJson),
 }
 
@@ -297,6 +297,7 @@ struct UpJson {
     damaged_waiting: u64,
     scrubs: u64,
     siblings_warned: u64,
+    partitions_unread: u64,
     peers: Vec<PeerJson>,
 }
 
@@ -309,6 +310,9 @@ struct PeerJson {
     hints: u64,
     hint_bytes: u64,
     dirty_partitions: u64,
+    agreed_ms: Option<u64>,
+    differing_partitions: u64,
+    records_moved: u64,
 }
 
 #[derive(Serialize)]
@@ -406,6 +410,12 @@ fn remark_on(client: &Client, name: &ServerName, status: &Result<Status, dkvs::E
                 let count = status.damaged_waiting;
                 note(&format!("{name} has {count} damaged record(s) that are not repaired yet; see its log"));
             }
+            if status.partitions_unread > 0 {
+                let count = status.partitions_unread;
+                note(&format!(
+                    "{name} has to read {count} partition(s) before it can compare them with others"
+                ));
+            }
             status.peers.iter().for_each(|peer| remark_on_peer(client, name, peer));
         }
         Err(error) => note(&error.to_string()),
@@ -416,7 +426,7 @@ fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::
     let server = name.to_string();
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     match status {
-        Ok(status) => ServerJson::Up(UpJson {
+        Ok(status) => ServerJson::Up(Box::new(UpJson {
             server,
             state: "up",
             version: status.version,
@@ -435,8 +445,9 @@ fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::
             damaged_waiting: status.damaged_waiting,
             scrubs: status.scrubs,
             siblings_warned: status.siblings_warned,
+            partitions_unread: status.partitions_unread,
             peers: status.peers.into_iter().filter_map(|peer| peer_json(client, peer)).collect(),
-        }),
+        })),
         Err(error) => ServerJson::Down(DownJson::new(name, error.to_string())),
     }
 }
@@ -457,6 +468,12 @@ fn remark_on_peer(client: &Client, name: &ServerName, peer: &Peer) {
             "{name} knows of {count} partition(s) in which {other} missed writes and no hint is kept"
         ));
     }
+    if peer.differing_partitions > 0 {
+        let (count, moved) = (peer.differing_partitions, peer.records_moved);
+        note(&format!(
+            "{name} is making equal {count} partition(s) that it and {other} hold; {moved} record(s) moved so far"
+        ));
+    }
 }
 
 /// `None` for a server that is not on the client's ring.
@@ -469,6 +486,9 @@ fn peer_json(client: &Client, peer: Peer) -> Option<PeerJson> {
         hints: peer.hints,
         hint_bytes: peer.hint_bytes,
         dirty_partitions: peer.dirty_partitions,
+        agreed_ms: peer.agreed.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+        differing_partitions: peer.differing_partitions,
+        records_moved: peer.records_moved,
     })
 }
 

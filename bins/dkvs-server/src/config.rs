@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) scrub_bytes_per_s: u64,
     pub(crate) scrub_pause_ms: u64,
     pub(crate) hint_bytes_max: u64,
+    pub(crate) repair_interval_ms: u64,
+    pub(crate) repair_bytes_per_s_max: u64,
 
     pub(crate) n: Option<usize>,
     pub(crate) r: Option<usize>,
@@ -124,6 +126,8 @@ impl Default for Config {
             scrub_bytes_per_s: 4 << 20,
             scrub_pause_ms: 3_600_000,
             hint_bytes_max: 256 << 20,
+            repair_interval_ms: 10_000,
+            repair_bytes_per_s_max: 16 << 20,
             n: None,
             r: None,
             w: None,

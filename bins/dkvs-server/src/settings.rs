@@ -58,6 +58,7 @@ impl Settings {
         within("stop_grace_ms", config.stop_grace_ms, 0..=MS_MAX)?;
         within("clock_skew_max_ms", config.clock_skew_max_ms, 0..=MS_MAX)?;
         within("flush_interval_ms", config.flush_interval_ms, 1..=MS_MAX)?;
+        within("repair_interval_ms", config.repair_interval_ms, 0..=MS_MAX)?;
         within("scrub_pause_ms", config.scrub_pause_ms, 1..=MS_MAX)?;
         config.threads.map(|threads| within("threads", threads, 1..=THREADS_MAX)).transpose()?;
         let endpoint = EndpointConfig {
@@ -105,6 +106,8 @@ impl Settings {
             scrub_bytes_per_s: self.config.scrub_bytes_per_s,
             scrub_pause: Duration::from_millis(self.config.scrub_pause_ms),
             hint_bytes_max: self.config.hint_bytes_max,
+            repair_interval: Duration::from_millis(self.config.repair_interval_ms),
+            repair_bytes_per_s_max: self.config.repair_bytes_per_s_max,
             ping_interval: Duration::from_millis(self.config.ping_interval_ms),
             siblings: SiblingLimits { warn: self.config.siblings_warn, max: self.config.siblings_max },
             value_len_max: self.config.value_len_max,
@@ -160,6 +163,8 @@ mod tests {
                 scrub_bytes_per_s,
                 scrub_pause,
                 hint_bytes_max,
+                repair_interval,
+                repair_bytes_per_s_max,
                 ping_interval,
                 siblings,
                 value_len_max,
@@ -169,7 +174,8 @@ mod tests {
                 ..
             } = config.clone();
             let storage = (durability, disk_free_bytes_min, scrub_bytes_per_s, scrub_pause);
-            let repair = (hint_bytes_max, ping_interval, siblings);
+            let pace = (repair_interval, repair_bytes_per_s_max);
+            let repair = (hint_bytes_max, pace, ping_interval, siblings);
             (quorum, storage, repair, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
         };
         assert_eq!(rest(&ours), rest(&theirs));

@@ -1,6 +1,7 @@
 //! What a server says about itself.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dkvs_core::hlc::WallMs;
 use dkvs_core::record::{Body, Record, Sibling};
@@ -71,21 +72,28 @@ impl<S: Socket, T: Store> Running<S, T> {
             damaged_waiting: damage.waiting(),
             scrubs: self.scrub.passes(),
             siblings_warned: replica.siblings_warned(),
+            partitions_unread: replica.tree().unknown_len() as u64,
             peers: self.coordinator.peers().into_iter().map(|peer| self.peer_report(peer)).collect(),
         }
     }
 
     fn peer_report(&self, server: ServerIndex) -> PeerReport {
         let view = self.coordinator.detector.view(server);
+        let pair = self.coordinator.anti_entropy.pair(server);
+        let progress = pair.progress();
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let kept = self.coordinator.replica.hints_kept().tally(self.coordinator.target(server));
         PeerReport {
             server,
             liveness: view.liveness,
-            since_ms: u64::try_from(view.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            since_ms: ms(view.since.elapsed()),
             reason: view.reason.to_string(),
             hints: kept.hints,
             hint_bytes: kept.bytes,
             dirty_partitions: kept.dirty,
+            agreed_ms: progress.agreed.map(|at| ms(at.elapsed())),
+            differing_partitions: progress.differing as u64,
+            records_moved: pair.moved(),
         }
     }
 

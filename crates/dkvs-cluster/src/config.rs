@@ -36,6 +36,10 @@ pub struct ServerConfig {
     /// Bytes of hints kept for one server that misses writes. What would need more leaves a mark that replicas have to be
     /// compared.
     pub hint_bytes_max: u64,
+    /// Time between comparisons of all records with those of each other server; zero for none.
+    pub repair_interval: Duration,
+    /// Bytes of records that such comparisons move in a second; 0 for no limit.
+    pub repair_bytes_per_s_max: u64,
     /// Time between pings to a server that is silent, and how long it may take to answer one.
     pub ping_interval: Duration,
     /// How many siblings of a key are too many.
@@ -88,6 +92,8 @@ impl ServerConfig {
             scrub_bytes_per_s: 4 << 20,
             scrub_pause: Duration::from_secs(3_600),
             hint_bytes_max: 256 << 20,
+            repair_interval: Duration::from_secs(10),
+            repair_bytes_per_s_max: 16 << 20,
             ping_interval: Duration::from_secs(1),
             siblings: SiblingLimits::default(),
             value_len_max: VALUE_LEN_MAX_DEFAULT,

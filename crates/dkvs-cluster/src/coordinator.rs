@@ -42,6 +42,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::anti_entropy::AntiEntropy;
 use crate::clock::Clock;
 use crate::failure_detector::FailureDetector;
 use crate::hints::{HintChange, Target};
@@ -81,6 +82,8 @@ pub(crate) struct Coordinator<S: Socket, T> {
     pub(crate) clock: Arc<Clock>,
     /// Who answers.
     pub(crate) detector: FailureDetector,
+    /// Who compares with whom.
+    pub(crate) anti_entropy: AntiEntropy,
     /// The keys that are being repaired after their gets were answered.
     pub(crate) repairs: LateRepairs,
     /// Bytes held for owners that had not answered when the client was.
@@ -147,11 +150,14 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         self.ring.servers().indices().filter(|&server| server != self.me).collect()
     }
 
+    /// Checks that a request was made for the ring this server is on.
+    pub(crate) fn check_ring(&self, ring: RingId) -> Result<(), Refusal> {
+        if ring == self.ring.id() { Ok(()) } else { Err(Refusal::WrongRing { ring: self.ring.id() }) }
+    }
+
     /// Checks that a request can be served here.
     pub(crate) fn check(&self, ring: RingId, key: &[u8]) -> Result<(), Refusal> {
-        if ring != self.ring.id() {
-            return Err(Refusal::WrongRing { ring: self.ring.id() });
-        }
+        self.check_ring(ring)?;
         if key.is_empty() {
             return Err(Refusal::Invalid("the key is empty; it must have at least 1 byte".into()));
         }
@@ -359,8 +365,12 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     async fn try_hint(&self, owner: ServerIndex, missed: &Missed) -> Result<(), ReplicaError> {
         let Missed { key, record, durability } = missed.clone();
         let change = HintChange::Keep { target: self.target(owner), key, record };
+        let target = self.target(owner);
         self.replica.hint(change, durability).await?;
         self.detector.news(owner).notify_one();
+        if self.replica.hints_kept().tally(target).dirty > 0 {
+            self.anti_entropy.wake(owner);
+        }
         Ok(())
     }
 
@@ -423,7 +433,9 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let to = self.addresses[owner.as_usize()];
         let began = Instant::now();
         let answer = self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await;
-        self.detector.learn(owner, began, answer.as_ref().err());
+        if self.detector.learn(owner, began, answer.as_ref().err()) {
+            self.anti_entropy.wake(owner);
+        }
         match answer {
             Ok(Answer::Replica(answer)) => Ok(answer),
             Ok(Answer::Client(_) | Answer::Admin(_)) => {
@@ -738,6 +750,7 @@ fn unexpected(answer: ReplicaAnswer) -> OwnerAnswer {
         ReplicaAnswer::Merged { .. }
         | ReplicaAnswer::Same
         | ReplicaAnswer::Record(_)
+        | ReplicaAnswer::Repair(_)
         | ReplicaAnswer::Alive => OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())),
     }
 }

@@ -146,8 +146,8 @@ impl FailureDetector {
     }
 
     /// Learns from how a call that began at `began` has ended. What was given up for this server's own reasons, or
-    /// sooner than an answer can be asked for, says nothing.
-    pub(crate) fn learn(&self, server: ServerIndex, began: Instant, failure: Option<&CallError>) {
+    /// sooner than an answer can be asked for, says nothing. Returns whether the server is back.
+    pub(crate) fn learn(&self, server: ServerIndex, began: Instant, failure: Option<&CallError>) -> bool {
         let now = Instant::now();
         let mut views = self.views();
         let view = &mut views[server.as_usize()];
@@ -174,7 +174,9 @@ impl FailureDetector {
             if liveness == Liveness::Up {
                 self.news(server).notify_one();
             }
+            return liveness == Liveness::Up;
         }
+        false
     }
 
     fn views(&self) -> MutexGuard<'_, Vec<View>> {

@@ -469,6 +469,26 @@ pub fn decode_kept(place: &Bytes, value: &Bytes) -> Option<Kept> {
     })
 }
 
+/// The dirty marks of a target after that of a partition, at most so many.
+pub(crate) fn dirty_marks_of(
+    store: &impl Store,
+    target: Target,
+    after: Option<Partition>,
+    marks_max: usize,
+) -> Result<Vec<DirtyMark>, StoreError> {
+    let start = || [&[DIRTY][..], &target.0].concat().into();
+    let after: Bytes = after.map_or_else(start, |partition| dirty_place(target, partition));
+    let limit = ScanLimit { entries_max: marks_max, bytes_max: PAGE.bytes_max };
+    let page = store.scan(Keyspace::Hints, Some(&after), limit)?;
+    let ours = page.into_iter().map_while(|(place, value)| match Place::read(&place)? {
+        Place::Dirty { target: of, partition } if of == target => {
+            Some(DirtyMark { target, partition, times: times(&value) })
+        }
+        Place::Dirty { .. } | Place::Hint { .. } => None,
+    });
+    Ok(ours.collect())
+}
+
 /// The dirty marks after one of them, at most so many.
 pub(crate) fn dirty_marks(
     store: &impl Store,

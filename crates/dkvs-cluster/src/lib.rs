@@ -41,6 +41,10 @@ mod failure_detector;
 
 mod hints;
 
+mod anti_entropy;
+
+mod tree;
+
 mod coordinator;
 
 mod mend;

@@ -7,13 +7,16 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dkvs_core::hash_tree::EntryHash;
 use dkvs_core::hlc::WallMs;
+use dkvs_core::position::Partition;
 use dkvs_core::record::Record;
 use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{Gauge, Held, Level, Validity};
 use dkvs_proto::message::replica::Cause;
 use dkvs_proto::message::{self, Refusal};
 use dkvs_storage::{Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
+use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -23,7 +26,8 @@ use crate::hints::{self, DirtyMark, Hint, HintChange, HintWriter, HintsKept, Tar
 use crate::identity::Identity;
 use crate::siblings::SiblingLimits;
 use crate::stored::{Stored, key_of, store_key};
-use crate::writer::{Change, ClientWrite, Event, Gauges, Queued, Totals, Writer};
+use crate::tree::Tree;
+use crate::writer::{Change, ClientWrite, Event, Gauges, Ledgers, Queued, Totals, Writer};
 
 /// The unit in which room for long changes is counted, in bytes. A change shorter than one is bounded by the length of the
 /// queue, and takes no room.
@@ -104,6 +108,9 @@ pub(crate) struct ReplicaConfig {
 /// One entry of a page: a key and its record.
 pub(crate) type Entry = (Bytes, Record);
 
+/// Entries of a partition with their hashes, and where the page ended.
+pub(crate) type HashPage = (Vec<(Bytes, EntryHash)>, Option<Bytes>);
+
 /// The gauge of the bytes of long changes.
 #[derive(Debug)]
 pub(crate) struct SharedGauge(Arc<Gauges>);
@@ -131,6 +138,7 @@ pub struct Replica<T> {
     totals: watch::Receiver<Totals>,
     damage: Arc<Damage>,
     hints_kept: Arc<HintsKept>,
+    tree: Arc<Tree>,
 }
 
 impl<T> Clone for Replica<T> {
@@ -146,6 +154,7 @@ impl<T> Clone for Replica<T> {
             totals: self.totals.clone(),
             damage: self.damage.clone(),
             hints_kept: self.hints_kept.clone(),
+            tree: self.tree.clone(),
         }
     }
 }
@@ -166,9 +175,11 @@ impl<T: Store> Replica<T> {
         start: Start,
         config: ReplicaConfig,
         clock: Arc<Clock>,
-        random: StdRng,
+        mut random: StdRng,
     ) -> Result<Self, StoreError> {
         let limits = config.limits;
+        let odd = EntryHash::from_bytes(random.random());
+        let tree = Arc::new(Tree::open(&*store, start, odd).await?);
         let identity = Identity::open(&*store, start, random).await?;
         let incarnation = identity.incarnation();
         let damage = Arc::new(Damage::open(&*store)?);
@@ -178,14 +189,15 @@ impl<T: Store> Replica<T> {
         let room_units = limits.bytes_max / ROOM_UNIT_LEN;
         let gauges = Arc::new(Gauges::new(limits, room_units * ROOM_UNIT_LEN));
         let (stop, stopping) = watch::channel(false);
+        let ledgers = Ledgers { damage: damage.clone(), hints, tree: tree.clone() };
         let (writer, stopped, totals) =
-            Writer::new(store.clone(), identity, clock, config, gauges.clone(), damage.clone(), hints)?;
+            Writer::new(store.clone(), identity, clock, config, gauges.clone(), ledgers)?;
         let Totals { keys, tombstones, bytes } = *totals.borrow();
         let (incarnation, damaged) = (format_args!("{incarnation:016x}"), damage.waiting());
         tracing::info!(?start, incarnation, keys, tombstones, bytes, damaged, "replica opened");
         tokio::spawn(writer.run(queue, limits.batch_max, stopping));
         let room = Arc::new(Semaphore::new(room_units));
-        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals, damage, hints_kept })
+        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals, damage, hints_kept, tree })
     }
 
     /// The record of a key; empty when there is none. A damaged one is put aside, and repaired from the other owners.
@@ -235,6 +247,47 @@ impl<T: Store> Replica<T> {
         let stored = self.store.get(Keyspace::Records, &store_key(key))?;
         let stored = stored.and_then(|bytes| Stored::decode(&bytes).ok());
         Ok(stored.is_some_and(|stored| stored.is_incomplete && !stored.record.vv().is_empty()))
+    }
+
+    /// The hash tree over the records.
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Has the writer read a page of what the hash tree does not know.
+    pub(crate) async fn read_tree_page(&self) -> Result<(), ReplicaError> {
+        let unreadable = self.change(0, |done| Change::ReadTree { done }).await?;
+        unreadable.into_iter().for_each(|store_key| self.report(store_key));
+        Ok(())
+    }
+
+    /// Some of the entries of a partition after a key of it, with their hashes, and the last key that was read; `None` when
+    /// there are no more. Damaged ones are left out.
+    pub(crate) fn entry_hashes(
+        &self,
+        partition: Partition,
+        after: &[u8],
+        limit: ScanLimit,
+    ) -> Result<HashPage, StoreError> {
+        let number = partition.number().to_be_bytes();
+        let after = [&number[..], after].concat();
+        let page = self.store.scan(Keyspace::Records, Some(&after), limit)?;
+        let is_ours = |store_key: &Bytes| store_key.starts_with(&number);
+        let end = page.last().filter(|(last, _)| is_ours(last)).and_then(|(last, _)| key_of(last));
+        let ours = page.into_iter().filter(|(store_key, _)| is_ours(store_key));
+        let hashes = ours.filter_map(|(store_key, bytes)| match Stored::decode(&bytes) {
+            Ok(stored) if stored.is_incomplete || stored == Stored::default() => None,
+            Ok(stored) => {
+                let key = key_of(&store_key)?;
+                let hash = self.tree.hash_of(&key, &stored);
+                Some((key, hash))
+            }
+            Err(_) => {
+                self.report(store_key);
+                None
+            }
+        });
+        Ok((hashes.collect(), end))
     }
 
     /// What was found damaged here.
@@ -347,6 +400,16 @@ impl<T: Store> Replica<T> {
     /// How much is kept for other servers.
     pub(crate) fn hints_kept(&self) -> &HintsKept {
         &self.hints_kept
+    }
+
+    /// The dirty marks of a server after that of a partition, at most so many.
+    pub(crate) fn dirty_marks_of(
+        &self,
+        target: Target,
+        after: Option<Partition>,
+        marks_max: usize,
+    ) -> Result<Vec<DirtyMark>, StoreError> {
+        hints::dirty_marks_of(&*self.store, target, after, marks_max)
     }
 
     /// Where other servers missed writes for which there is no hint: at most so many marks, after one of them. To be

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::anti_entropy::{self, AntiEntropy};
 use crate::clock::Clock;
 use crate::config::ServerConfig;
 use crate::coordinator::{Coordinator, LateRepairs};
@@ -26,6 +27,7 @@ use crate::hints;
 use crate::mend;
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
 use crate::scrub::{self, Scrub};
+use crate::tree;
 
 /// A running server. Dropping it without [`Server::stop`] is like a crash.
 pub struct Server<S: Socket, T: Store> {
@@ -88,6 +90,13 @@ impl<S: Socket, T: Store> Server<S, T> {
         }
         let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
         let detector = FailureDetector::new(config.ring.servers().len(), config.ping_interval);
+        let anti_entropy = AntiEntropy::new(
+            &config.ring,
+            config.me,
+            config.quorum.n(),
+            config.repair_interval,
+            config.repair_bytes_per_s_max,
+        );
         let coordinator = Coordinator {
             ring: config.ring,
             me: config.me,
@@ -98,6 +107,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             replica,
             clock: clock.clone(),
             detector,
+            anti_entropy,
             repairs: LateRepairs::default(),
             background: Gauge::new(config.background_bytes_max),
             tasks: TaskTracker::new(),
@@ -119,12 +129,15 @@ impl<S: Socket, T: Store> Server<S, T> {
         let clock = running.clock.clone();
         let scrubbing =
             tokio::spawn(scrub::run(replica, clock, config.scrub_bytes_per_s, config.scrub_pause, done));
-        let mut background = vec![mending.abort_handle(), scrubbing.abort_handle()];
+        let reading = tokio::spawn(tree::run(running.coordinator.replica.clone()));
+        let mut background = vec![mending.abort_handle(), scrubbing.abort_handle(), reading.abort_handle()];
         for peer in running.coordinator.peers() {
             let watching = tokio::spawn(failure_detector::watch(running.coordinator.clone(), peer));
             background.push(watching.abort_handle());
             let delivering = tokio::spawn(hints::deliver(running.coordinator.clone(), peer));
             background.push(delivering.abort_handle());
+            let comparing = tokio::spawn(anti_entropy::run(running.coordinator.clone(), peer));
+            background.push(comparing.abort_handle());
         }
         Ok(Self { running, background })
     }
@@ -208,6 +221,9 @@ impl<S: Socket, T: Store> Running<S, T> {
                 Err(refusal) => Err(ReplicaError::Refused(refusal)),
             },
             ReplicaRequest::Ping => Ok(ReplicaAnswer::Alive),
+            ReplicaRequest::Repair(request) => {
+                anti_entropy::answer(&self.coordinator, request).map(ReplicaAnswer::Repair)
+            }
         };
         answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
     }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use dkvs_core::hash_tree::EntryHash;
 use dkvs_core::limits::{RECORD_LEN_MAX, SIBLINGS_LEN_MAX, VERSION_VECTOR_LEN_MAX};
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::version::{Dot, VersionVector};
@@ -34,7 +35,8 @@ use crate::hints::{HintChange, HintWriter};
 use crate::identity::Identity;
 use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
 use crate::siblings::SiblingWarnings;
-use crate::stored::{Stored, store_key};
+use crate::stored::{Stored, key_of, store_key};
+use crate::tree::{LeafChange, Tree};
 
 /// Bytes of records after which a batch takes no more changes: a small change to a key with many values reads and writes
 /// all of them.
@@ -105,6 +107,10 @@ pub(crate) enum Change {
         key: Bytes,
         theirs: Record,
         done: Done<()>,
+    },
+    /// Read on in search of what the hash tree does not know.
+    ReadTree {
+        done: Done<Vec<Bytes>>,
     },
     /// Change what is kept for another server.
     Hint {
@@ -219,6 +225,8 @@ struct Staged {
     stored: Stored,
     /// What the store has once the batch under way is in it; `None` when nothing.
     before: Option<Weight>,
+    /// What that adds to the hash tree; `None` when it is damaged, and nobody knows.
+    hash: Option<EntryHash>,
     changed: bool,
     /// What is left of a damaged entry that this batch puts aside.
     remains: Option<Bytes>,
@@ -252,6 +260,8 @@ struct UnderWay {
     totals: Totals,
     found: u64,
     mended: u64,
+    /// What changes in the hash tree once it is committed.
+    leaves: Vec<LeafChange>,
 }
 
 /// What the disk has room for.
@@ -274,6 +284,13 @@ impl Space {
     }
 }
 
+/// What the writer keeps true in the commits that change it.
+pub(crate) struct Ledgers {
+    pub(crate) damage: Arc<Damage>,
+    pub(crate) hints: HintWriter,
+    pub(crate) tree: Arc<Tree>,
+}
+
 /// Applies changes, one batch after the other.
 pub(crate) struct Writer<T> {
     store: Arc<T>,
@@ -283,6 +300,9 @@ pub(crate) struct Writer<T> {
     gauges: Arc<Gauges>,
     damage: Arc<Damage>,
     hints: HintWriter,
+    tree: Arc<Tree>,
+    /// Those who wait for the tree to be read on, when no commit is under way.
+    tree_readers: Vec<Done<Vec<Bytes>>>,
     /// Whether the disk was too full for something when it was looked at last.
     was_full: bool,
     /// Of the records in the batch being built, as the store had them.
@@ -302,8 +322,7 @@ impl<T: Store> Writer<T> {
         clock: Arc<Clock>,
         config: ReplicaConfig,
         gauges: Arc<Gauges>,
-        damage: Arc<Damage>,
-        hints: HintWriter,
+        Ledgers { damage, hints, tree }: Ledgers,
     ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
         let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
         let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
@@ -319,6 +338,8 @@ impl<T: Store> Writer<T> {
             gauges,
             damage,
             hints,
+            tree,
+            tree_readers: Vec::new(),
             was_full: false,
             batch_bytes: 0,
             totals,
@@ -363,13 +384,36 @@ impl<T: Store> Writer<T> {
                 self.apply(queued, &mut building);
             }
             if self.under_way.is_none() {
+                self.read_tree();
                 self.begin(&mut building);
             }
         }
         while self.under_way.is_some() {
             self.turn_over(&mut building).await;
         }
+        self.keep_tree().await;
         self.stopped.send_replace(true);
+    }
+
+    /// Reads on for the hash tree, if that is wanted. No commit may be under way: what is read is then what is committed.
+    fn read_tree(&mut self) {
+        if self.tree_readers.is_empty() {
+            return;
+        }
+        let read = self.tree.read_page(&*self.store);
+        for done in self.tree_readers.drain(..) {
+            let unreadable = read.clone().map_err(ReplicaError::from);
+            drop(done.send(unreadable));
+        }
+    }
+
+    /// Keeps the hash tree for the next start. If that fails, the records are read again then.
+    async fn keep_tree(&mut self) {
+        let mut batch = Batch::new();
+        self.tree.stage(&mut batch);
+        if let Err(error) = self.store.commit(batch, Durability::Memory).await {
+            tracing::warn!(%error, "the hash tree cannot be kept");
+        }
     }
 
     /// Adds a change to the batch being built.
@@ -395,6 +439,7 @@ impl<T: Store> Writer<T> {
         entries.retain(|_, entry| entry.changed);
         let mut totals = *self.totals.borrow();
         let (mut found, mut mended) = (0, 0);
+        let mut leaves = Vec::with_capacity(entries.len());
         let long_ago = self.clock.long_ago();
         for (store_key, entry) in &mut entries {
             entry.stored.record.drop_expired(long_ago);
@@ -412,6 +457,10 @@ impl<T: Store> Writer<T> {
                 found += 1;
             }
             entry.changed = false;
+            let key = key_of(store_key).unwrap_or_default();
+            let hash = self.tree.hash_of(&key, &entry.stored);
+            let change = entry.hash.replace(hash).map(|before| before ^ hash);
+            leaves.push(LeafChange { store_key: store_key.clone(), change });
             batch.put(Keyspace::Records, store_key.clone(), bytes);
         }
         self.hints.take(&mut batch);
@@ -428,7 +477,8 @@ impl<T: Store> Writer<T> {
         if let Poll::Ready(committed) = commit.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             commit = Box::pin(std::future::ready(committed));
         }
-        self.under_way = Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, found, mended });
+        self.under_way =
+            Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, found, mended, leaves });
     }
 
     /// Waits for the batch under way, if there is one, and begins the commit of the one that was built meanwhile.
@@ -450,6 +500,8 @@ impl<T: Store> Writer<T> {
                 self.totals.send_replace(done.totals);
                 self.damage.committed(done.found, done.mended);
                 self.hints.committed();
+                self.tree.committed(&done.leaves, true);
+                self.read_tree();
                 // Before the answers, so that the disk need not wait for them.
                 self.begin(building);
             }
@@ -458,6 +510,7 @@ impl<T: Store> Writer<T> {
                 self.batch_bytes = 0;
                 self.batch_durability = self.config.durability;
                 self.hints.failed();
+                self.tree.committed(&done.leaves, false);
                 answer(std::mem::take(building).waiting, &committed);
             }
         }
@@ -556,6 +609,10 @@ impl<T: Store> Writer<T> {
                     .and_then(|entry| mend(entry, &theirs));
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
+            Change::ReadTree { done } => {
+                self.tree_readers.push(done);
+                None
+            }
             Change::Hint { change, durability, done } => {
                 let result = space.admit(Cause::Upkeep).and_then(|()| self.hints.stage(&*self.store, change));
                 self.batch_durability = self.batch_durability.max(level(durability));
@@ -614,10 +671,13 @@ impl<T: Store> Writer<T> {
                 };
                 self.batch_bytes += stored.record.value_len();
                 let before = len.map(|len| weight(slot.key(), &stored, len));
+                let key = key_of(slot.key()).unwrap_or_default();
+                let hash = remains.is_none().then(|| self.tree.hash_of(&key, &stored));
                 let changed = remains.is_some();
                 Ok(slot.insert(Staged {
                     stored,
                     before,
+                    hash,
                     changed,
                     remains,
                     newly_damaged: changed,

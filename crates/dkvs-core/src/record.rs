@@ -358,19 +358,24 @@ impl Record {
     #[must_use]
     pub fn hash(&self) -> RecordHash {
         let mut hash = Sha256::new();
+        self.feed(&mut |bytes| hash.update(bytes));
+        let digest: [u8; 32] = hash.finalize().into();
+        let (head, _) = digest.split_at(16);
+        RecordHash(head.try_into().expect("a SHA-256 digest is longer than 16 bytes"))
+    }
+
+    /// Hands out, piece by piece, what stands for the record in a fingerprint.
+    pub(crate) fn feed(&self, to: &mut dyn FnMut(&[u8])) {
         let mut add = |dots: &mut dyn ExactSizeIterator<Item = Dot>| {
-            hash.update((dots.len() as u64).to_be_bytes());
+            to(&(dots.len() as u64).to_be_bytes());
             for Dot { actor, counter } in dots {
-                hash.update(actor.incarnation.to_be_bytes());
-                hash.update(actor.epoch.to_be_bytes());
-                hash.update(counter.to_be_bytes());
+                to(&actor.incarnation.to_be_bytes());
+                to(&actor.epoch.to_be_bytes());
+                to(&counter.to_be_bytes());
             }
         };
         add(&mut self.vv.iter());
         add(&mut self.siblings.iter().map(|sibling| sibling.dot));
-        let digest: [u8; 32] = hash.finalize().into();
-        let (head, _) = digest.split_at(16);
-        RecordHash(head.try_into().expect("a SHA-256 digest is longer than 16 bytes"))
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod repair;
 pub mod replica;
 
 use dkvs_core::ring::RingId;

@@ -109,6 +109,24 @@ pub(crate) mod list {
     }
 }
 
+/// Lists of byte strings.
+pub(crate) mod keys {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Key(#[serde(with = "super::bytes")] Bytes);
+
+    pub(crate) fn serialize<S: Serializer>(keys: &[Bytes], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(keys.iter().cloned().map(Key))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Bytes>, D::Error> {
+        let keys: Vec<Key> = super::list::deserialize(from)?;
+        Ok(keys.into_iter().map(|Key(key)| key).collect())
+    }
+}
+
 /// Records, in their own layout.
 pub(crate) mod record {
     use dkvs_core::record::Record;

@@ -5,7 +5,9 @@
 //! names; a test here holds it to that. They were made by a second, independent encoder written from that page.
 
 use bytes::Bytes;
+use dkvs_core::hash_tree::EntryHash;
 use dkvs_core::hlc::Hlc;
+use dkvs_core::position::Partition;
 use dkvs_core::record::{Body, OpId, Record, RecordHash, Sibling, Write};
 use dkvs_core::ring::{Ring, RingId};
 use dkvs_core::servers::{self as servers_txt, ServerIndex};
@@ -20,12 +22,15 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     Token,
 };
+use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use dkvs_proto::{codec, context, record};
 
 const DOT_A: Dot = Dot { actor: Actor { incarnation: 0xa1a2_a3a4_a5a6_a7a8, epoch: 1 }, counter: 2 };
 const DOT_B: Dot = Dot { actor: Actor { incarnation: 0xb1b2_b3b4_b5b6_b7b8, epoch: 3 }, counter: 1 };
+
+const ENTRY_HASH: EntryHash = EntryHash::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
 fn text(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
@@ -194,6 +199,15 @@ fn messages() -> Vec<Golden> {
         // 2 Ping.
         request("replica_request/ping", Request::Replica(ReplicaRequest::Ping),
             "02"),
+        // 3 Repair: ring, from, compare (0 Hashes: level, nodes (1: digits, hash)).
+        request("replica_request/repair_hashes", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Hashes { level: 4, nodes: vec![(0xdbdb, ENTRY_HASH)] } })),
+            "03 fd8877665544332211 02 00 04 01 fbdbdb 000102030405060708090a0b0c0d0e0f"),
+        // 3 Repair: ring, from, compare (1 Keys: partition, after, last, entries (1)).
+        request("replica_request/repair_keys", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Keys { partition: Partition::new(7), after: Bytes::new(), last: text("key"), entries: vec![ENTRY_HASH] } })),
+            "03 fd8877665544332211 02 01 07 00 036b6579 01 000102030405060708090a0b0c0d0e0f"),
+        // 3 Repair: ring, from, compare (2 Done).
+        request("replica_request/repair_done", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Done })),
+            "03 fd8877665544332211 02 02"),
         // 0 Merged: missed (2 dots: incarnation, epoch, counter).
         answer("replica_answer/merged", Answer::Replica(ReplicaAnswer::Merged { missed: vec![DOT_A, Dot { actor: Actor { incarnation: 1, epoch: 2 }, counter: 65_536 }] }),
             "00 02 fda8a7a6a5a4a3a2a10102 0102fc00000100"),
@@ -210,6 +224,21 @@ fn messages() -> Vec<Golden> {
         // 4 Alive.
         answer("replica_answer/alive", Answer::Replica(ReplicaAnswer::Alive),
             "04"),
+        // 5 Repair, 0 Differing: digits (2).
+        answer("replica_answer/repair_differing", Answer::Replica(ReplicaAnswer::Repair(RepairAnswer::Differing(vec![7, 0xdbdb]))),
+            "05 00 02 07 fbdbdb"),
+        // 5 Repair, 1 Keys: theirs (1), yours (2), last.
+        answer("replica_answer/repair_keys", Answer::Replica(ReplicaAnswer::Repair(RepairAnswer::Keys { theirs: vec![text("key")], yours: vec![0, 251], last: Bytes::new() })),
+            "05 01 01 036b6579 02 00 fbfb00 00"),
+        // 5 Repair, 2 NotBuilt.
+        answer("replica_answer/repair_not_built", Answer::Replica(ReplicaAnswer::Repair(RepairAnswer::NotBuilt)),
+            "05 02"),
+        // 5 Repair, 3 Busy.
+        answer("replica_answer/repair_busy", Answer::Replica(ReplicaAnswer::Repair(RepairAnswer::Busy)),
+            "05 03"),
+        // 5 Repair, 4 Done.
+        answer("replica_answer/repair_done", Answer::Replica(ReplicaAnswer::Repair(RepairAnswer::Done)),
+            "05 04"),
         // 0 Ring.
         request("admin_request/ring", Request::Admin(AdminRequest::Ring),
             "00"),
@@ -229,12 +258,13 @@ fn messages() -> Vec<Golden> {
         answer("admin_answer/ring", Answer::Admin(AdminAnswer::Ring(RingReport { servers: vec![RingServer { host: "127.0.0.1".into(), port: 1234, nodes: 1 }, RingServer { host: "::1".into(), port: 1235, nodes: 65_536 }], n: 3, r: 2, w: 2 })),
             "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02"),
         // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams, poisoned,
-        // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned, peers (1: server, liveness, since_ms, reason,
-        // hints, hint_bytes, dirty_partitions).
-        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6 }] })),
+        // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned,
+        // partitions_unread, peers (1: server, liveness, since_ms, reason, hints, hint_bytes, dirty_partitions, agreed_ms (Some),
+        // differing_partitions, records_moved).
+        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, partitions_unread: 7, peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6, agreed_ms: Some(251), differing_partitions: 8, records_moved: 9 }] })),
             "01 05302e312e30 fd8877665544332211 01 fa fbfb00 fbffff 00 fc00000100 \
-             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 \
-             01 02 02 fbfb00 046c617465 05 fc00000100 06"),
+             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 07 \
+             01 02 02 fbfb00 046c617465 05 fc00000100 06 01fbfb00 08 09"),
         // 2 Page: entries (1: key, value, siblings), next (Some).
         answer("admin_answer/page", Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![ScanEntry { key: text("key"), value: text("value"), siblings: 2 }], next: Some(token()) })),
             "02 01 036b6579 0576616c7565 02 0103aabbcc"),

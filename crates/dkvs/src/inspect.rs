@@ -51,6 +51,8 @@ pub struct Status {
     pub scrubs: u64,
     /// Puts since it started that left a key with so many siblings that a warning was due.
     pub siblings_warned: u64,
+    /// Partitions it has to read before it can compare them with others.
+    pub partitions_unread: u64,
     /// The other servers, as it sees them.
     pub peers: Vec<Peer>,
 }
@@ -72,6 +74,12 @@ pub struct Peer {
     pub hint_bytes: u64,
     /// Partitions in which it missed writes for which there is no hint.
     pub dirty_partitions: u64,
+    /// How long ago the two were found equal; `None` when they were not since the server asked has started.
+    pub agreed: Option<Duration>,
+    /// Partitions that are known to differ, and wait to be made equal.
+    pub differing_partitions: u64,
+    /// Records that comparisons have moved between the two since then.
+    pub records_moved: u64,
 }
 
 impl Status {
@@ -173,6 +181,7 @@ fn status(report: StatusReport) -> Status {
         damaged_waiting: report.damaged_waiting,
         scrubs: report.scrubs,
         siblings_warned: report.siblings_warned,
+        partitions_unread: report.partitions_unread,
         peers: report.peers.into_iter().map(peer).collect(),
     }
 }
@@ -186,6 +195,9 @@ fn peer(report: PeerReport) -> Peer {
         hints: report.hints,
         hint_bytes: report.hint_bytes,
         dirty_partitions: report.dirty_partitions,
+        agreed: report.agreed_ms.map(Duration::from_millis),
+        differing_partitions: report.differing_partitions,
+        records_moved: report.records_moved,
     }
 }
 

@@ -115,6 +115,8 @@ pub struct StatusReport {
     pub scrubs: u64,
     /// Puts since the start that left a key with so many siblings that a warning was due.
     pub siblings_warned: u64,
+    /// Partitions that the server has to read before it can compare them with others.
+    pub partitions_unread: u64,
     /// The other servers of the ring, as this one sees them.
     #[serde(with = "wire::list")]
     pub peers: Vec<PeerReport>,
@@ -138,6 +140,12 @@ pub struct PeerReport {
     pub hint_bytes: u64,
     /// Partitions in which it missed writes for which there is no hint.
     pub dirty_partitions: u64,
+    /// How long ago the two were found equal, in milliseconds; `None` when they were not since the start.
+    pub agreed_ms: Option<u64>,
+    /// Partitions that are known to differ, and wait to be made equal.
+    pub differing_partitions: u64,
+    /// Records that comparisons have moved between the two since the start.
+    pub records_moved: u64,
 }
 
 /// Whether a server answers, as far as another one can tell.

@@ -6,6 +6,7 @@ use dkvs_core::ring::RingId;
 use dkvs_core::version::Dot;
 use serde::{Deserialize, Serialize};
 
+use super::repair::{RepairAnswer, RepairRequest};
 use super::{Durability, Refusal};
 use crate::wire;
 
@@ -39,6 +40,8 @@ pub enum ReplicaRequest {
     },
     /// Are you there? Asked of servers that have not been heard from lately.
     Ping,
+    /// Compare your records with mine.
+    Repair(RepairRequest),
 }
 
 /// Why a record is sent.
@@ -68,4 +71,6 @@ pub enum ReplicaAnswer {
     Refused(Refusal),
     /// To a ping.
     Alive,
+    /// To a comparison.
+    Repair(RepairAnswer),
 }

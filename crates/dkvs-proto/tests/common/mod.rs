@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use dkvs_core::hash_tree::EntryHash;
 use dkvs_core::hlc::Hlc;
+use dkvs_core::position::Partition;
 use dkvs_core::record::{Body, OpId, Record, RecordHash, Sibling, Write};
 use dkvs_core::ring::RingId;
 use dkvs_core::servers::ServerIndex;
@@ -17,6 +19,7 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     Token,
 };
+use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use proptest::collection::{btree_map, vec};
@@ -184,6 +187,7 @@ fn replica_request() -> impl Strategy<Value = ReplicaRequest> {
             }),
         (ring(), bytes(), hash()).prop_map(|(ring, key, known)| ReplicaRequest::Fetch { ring, key, known }),
         Just(ReplicaRequest::Ping),
+        repair_request().prop_map(ReplicaRequest::Repair),
     ]
 }
 
@@ -194,6 +198,34 @@ fn replica_answer() -> impl Strategy<Value = ReplicaAnswer> {
         record().prop_map(ReplicaAnswer::Record),
         refusal().prop_map(ReplicaAnswer::Refused),
         Just(ReplicaAnswer::Alive),
+        repair_answer().prop_map(ReplicaAnswer::Repair),
+    ]
+}
+
+fn entry_hash() -> impl Strategy<Value = EntryHash> {
+    any::<[u8; 16]>().prop_map(EntryHash::from_bytes)
+}
+
+fn repair_request() -> impl Strategy<Value = RepairRequest> {
+    let partition = any::<u16>().prop_map(Partition::new);
+    let compare = prop_oneof![
+        (any::<u8>(), vec((any::<u16>(), entry_hash()), 0..5))
+            .prop_map(|(level, nodes)| Compare::Hashes { level, nodes }),
+        (partition, bytes(), bytes(), vec(entry_hash(), 0..5))
+            .prop_map(|(partition, after, last, entries)| Compare::Keys { partition, after, last, entries }),
+        Just(Compare::Done),
+    ];
+    (ring(), server(), compare).prop_map(|(ring, from, compare)| RepairRequest { ring, from, compare })
+}
+
+fn repair_answer() -> impl Strategy<Value = RepairAnswer> {
+    prop_oneof![
+        vec(any::<u16>(), 0..5).prop_map(RepairAnswer::Differing),
+        (vec(bytes(), 0..5), vec(any::<u32>(), 0..5), bytes())
+            .prop_map(|(theirs, yours, last)| RepairAnswer::Keys { theirs, yours, last }),
+        Just(RepairAnswer::NotBuilt),
+        Just(RepairAnswer::Busy),
+        Just(RepairAnswer::Done),
     ]
 }
 
@@ -215,10 +247,17 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         value,
         siblings,
     });
-    let numbers = [(); 11].map(|()| number());
+    let numbers = [(); 12].map(|()| number());
     let liveness = prop_oneof![Just(Liveness::Up), Just(Liveness::Suspect), Just(Liveness::Down)];
-    let peer = (self::server(), liveness, text(), [(); 4].map(|()| number())).prop_map(
-        |(server, liveness, reason, [since_ms, hints, hint_bytes, dirty_partitions])| PeerReport {
+    let numbers_of_peer = [(); 6].map(|()| number());
+    let peer = (self::server(), liveness, text(), option::of(number()), numbers_of_peer).prop_map(
+        |(
+            server,
+            liveness,
+            reason,
+            agreed_ms,
+            [since_ms, hints, hint_bytes, dirty_partitions, differing_partitions, records_moved],
+        )| PeerReport {
             server,
             liveness,
             since_ms,
@@ -226,6 +265,9 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
             hints,
             hint_bytes,
             dirty_partitions,
+            agreed_ms,
+            differing_partitions,
+            records_moved,
         },
     );
     prop_oneof![
@@ -234,7 +276,14 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         (text(), ring(), text(), numbers, text(), option::of(number()), vec(peer, 0..5)).prop_map(
             |(version, ring, data_dir, numbers, poisoned, disk_free, peers)| {
                 let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams, rest @ ..] = numbers;
-                let [disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned] = rest;
+                let [
+                    disk_free_min,
+                    damaged_found,
+                    damaged_waiting,
+                    scrubs,
+                    siblings_warned,
+                    partitions_unread,
+                ] = rest;
                 AdminAnswer::Status(StatusReport {
                     version,
                     ring,
@@ -252,6 +301,7 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
                     damaged_waiting,
                     scrubs,
                     siblings_warned,
+                    partitions_unread,
                     peers,
                 })
             }
