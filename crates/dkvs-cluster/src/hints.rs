@@ -15,7 +15,7 @@
 //! the coordinator's record, and a server that does not own the key can keep one as well.
 //!
 //! The hints of one target have a budget in bytes. What would exceed it leaves a *dirty mark* for its partition instead: there
-//! the target is known to lack something, but not what, and replicas have to be compared. So does a hint that is damaged.
+//! the target is known to lack something, but not what, and [`crate::anti_entropy`] compares. So does a hint that is damaged.
 //!
 //! Invariants:
 //! - a hint goes away only when its target has acknowledged it as it is, or when a dirty mark takes its place;

@@ -216,6 +216,8 @@ pub struct History {
     pub quiet_disks: BTreeMap<ServerIndex, DiskCensus>,
     /// Of which keys a server's record was then damaged, and not repaired yet.
     pub quiet_damaged: BTreeSet<(ServerIndex, String)>,
+    /// Where servers compare: of how many owners. Marks for others are forgotten there.
+    pub compared_n: Option<usize>,
     /// What was then kept for other servers.
     pub kept: Vec<HintLeft>,
     /// The disks of all servers at the end, after every key was read with R = N.

@@ -168,6 +168,10 @@ pub struct Plan {
     pub scrub: (u64, Duration),
     /// Bytes of hints that a server keeps for another one.
     pub hint_bytes_max: u64,
+    /// Time between comparisons of servers; `None` where they do not compare.
+    pub repair_interval: Option<Duration>,
+    /// Bytes of records that comparisons move in a second; 0 for no limit.
+    pub repair_bytes_per_s_max: u64,
     /// Time between pings to a server that is silent.
     pub ping_interval: Duration,
     /// Whether clients do nothing once the faults have ended, so that only what servers do by themselves makes owners equal.
@@ -261,6 +265,8 @@ impl Plan {
                 &[256 << 20, 256 << 20, 256 << 20, 300],
                 &mut seed::random(seed, "hint budget", 0),
             ),
+            repair_interval: repair_interval(&mut seed::random(seed, "repair", 0)),
+            repair_bytes_per_s_max: *pick(&[0, 64 << 10], &mut seed::random(seed, "repair pace", 0)),
             ping_interval: ping_interval(latency_max, &mut seed::random(seed, "pings", 0)),
             quiet: seed::random(seed, "is quiet", 0).random_bool(0.3),
             scarcity: None,
@@ -398,6 +404,12 @@ fn scrub(random: &mut StdRng) -> (u64, Duration) {
 /// A ping that good times can miss would only test the ping.
 fn ping_interval(latency_max: Duration, random: &mut StdRng) -> Duration {
     Duration::from_millis(*pick(&[200, 1_000, 3_000], random)).max(latency_max * 4)
+}
+
+/// In half of the runs servers compare, often or now and then. In the others hints have to do without.
+fn repair_interval(random: &mut StdRng) -> Option<Duration> {
+    let interval = Duration::from_millis(*pick(&[200, 1_000, 5_000], random));
+    random.random_bool(0.5).then_some(interval)
 }
 
 /// One or two values for some keys in four runs of ten, each for one server, some, or all.

@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dkvs_cluster::{Kept, Target};
+use dkvs_core::hlc::WallMs;
 use dkvs_core::position::Partition;
+use dkvs_core::quorum::Quorum;
 use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerIndex, ServerList, ServerName};
 use dkvs_storage::Durability;
@@ -48,6 +50,9 @@ const CALM: Duration = Duration::from_secs(2);
 
 /// Within this time after a disk has room again, hints that it refused are written.
 const HINTS_LATE: Duration = Duration::from_secs(2);
+
+/// Pause between looks at all disks.
+const CENSUS_PAUSE: Duration = Duration::from_millis(200);
 
 /// Within this time after they were asked to, clients have finished and the auditor has read everything.
 const WIND_UP: Duration = Duration::from_secs(30);
@@ -215,6 +220,9 @@ impl Run {
             return false;
         }
         self.quiet_census();
+        if self.shared.plan.repair_interval.is_some() && !self.owners_agree() {
+            return false;
+        }
         let sweep = self.shared.sweeps_wanted.fetch_add(1, Ordering::Relaxed) + 1;
         let is_swept = move |shared: &Shared| shared.sweeps_done.load(Ordering::Relaxed) >= sweep;
         let asked = self.shared.plan.patience(WIND_UP);
@@ -234,6 +242,22 @@ impl Run {
             }
         }
         true
+    }
+
+    /// Servers that compare make all owners equal with nobody reading, and no mark is left of what somebody missed.
+    fn owners_agree(&mut self) -> bool {
+        let end = self.world.sim.elapsed() + self.shared.plan.patience(WIND_UP);
+        loop {
+            let Some(disagreement) = disagreement(&self.shared) else { return true };
+            if self.world.sim.elapsed() > end {
+                let what = format!("with nobody reading, owners stay different: {disagreement}");
+                self.violations.push(Violation { invariant: "owners_agree_with_nobody_reading", what });
+                return false;
+            }
+            if !self.steps(CENSUS_PAUSE) {
+                return false;
+            }
+        }
     }
 
     /// What is on the disks before everything is read.
@@ -283,6 +307,28 @@ impl Run {
     }
 }
 
+/// What is not equal on the disks of a key's owners; of the cluster's n, whatever requests asked for.
+fn disagreement(shared: &Shared) -> Option<String> {
+    let quorum = Quorum::with_defaults(shared.servers.len(), None, None, None).ok()?;
+    let disks: Vec<_> = shared.servers.iter().map(|parts| parts.disk.census()).collect();
+    for key in &shared.plan.keys {
+        let owners = shared.ring.owners_of_key(key.name.as_bytes(), quorum.n());
+        let copy = |owner: &ServerIndex| {
+            let (records, damaged) = &disks[owner.as_usize()];
+            let mut record = records.get(&key.name).cloned().unwrap_or_default();
+            // Each server drops the bytes of what has expired when it comes by.
+            record.drop_expired(WallMs::MAX);
+            (!damaged.contains(&key.name)).then_some(record)
+        };
+        let copies: Vec<_> = owners.iter().map(copy).collect();
+        if copies.iter().any(|copy| copy.is_none() || *copy != copies[0]) {
+            return Some(format!("{} at {owners:?}: {copies:?}", key.name));
+        }
+    }
+    let mut marked = shared.servers.iter().zip(0..).filter(|(parts, _)| !parts.disk.kept().is_empty());
+    marked.next().map(|(_, server)| format!("server {server} still keeps something for others"))
+}
+
 fn has_hints(disk: &Disk) -> bool {
     let is_hint = |kept: &Kept| match kept {
         Kept::Hint { .. } => true,
@@ -311,6 +357,10 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
     server::tell_given(&plan, &ring, &recorder);
     let bytes_kept_ms = plan.expiry.as_ref().map_or(0, |expiry| expiry.clock_skew_ms_max);
     recorder.with(|history| history.bytes_kept_ms = bytes_kept_ms);
+    if plan.repair_interval.is_some() {
+        let quorum = Quorum::with_defaults(servers, None, None, None).expect("at least one server");
+        recorder.with(|history| history.compared_n = Some(quorum.n()));
+    }
     recorder.with(|history| history.is_flushed = plan.durability == Durability::Fsync);
     for key in &plan.keys {
         for n in key.quorums.iter().map(|quorum| quorum.n).chain([key.n_max()]) {

@@ -78,6 +78,8 @@ pub(crate) async fn run(shared: Arc<Shared>, me: ServerIndex) -> turmoil::Result
         config.endpoint = shared.plan.server_endpoint();
         config.disk_free_bytes_min = DISK_FREE_BYTES_MIN;
         config.hint_bytes_max = shared.plan.hint_bytes_max;
+        config.repair_interval = shared.plan.repair_interval.unwrap_or(Duration::ZERO);
+        config.repair_bytes_per_s_max = shared.plan.repair_bytes_per_s_max;
         config.ping_interval = shared.plan.ping_interval;
         if let Some(expiry) = &shared.plan.expiry {
             config.clock_skew_ms_max = expiry.clock_skew_ms_max;

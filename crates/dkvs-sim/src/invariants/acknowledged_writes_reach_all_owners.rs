@@ -11,7 +11,8 @@
 //!   hints are lost;
 //! - so was the owner's own disk, or bits of this key's record flipped on it: its copy is lost; or its record was damaged
 //!   earlier and is not repaired yet: what it holds cannot be told;
-//! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up.
+//! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up;
+//! - servers compare, and the owner is none of the cluster's n, but of a request's larger N: marks for it are forgotten.
 //!
 //! Not checked: a write of which no event was seen, or one whose event nobody is known to have numbered. How long it
 //! takes is checked by the runner.
@@ -93,5 +94,8 @@ fn is_excused(
             && coordinators.contains(&kept.holder)
     });
     let is_unreadable = history.quiet_damaged.contains(&(owner, key.name.to_owned()));
-    is_damaged || is_marked || is_unreadable
+    let owners = history.owners.get(&(key.name.to_owned(), write.op.n));
+    let place = owners.and_then(|owners| owners.iter().position(|&other| other == owner));
+    let is_beyond = history.compared_n.is_some_and(|n| place.is_some_and(|place| place >= n));
+    is_damaged || is_marked || is_unreadable || is_beyond
 }

@@ -24,6 +24,7 @@ fn an_owner_that_never_heard_of_an_acknowledged_write_is_caught() {
     without_c(missed("its coordinator's bits flipped").flip('A', "k")).breaks_only(CLAIM);
     without_c(missed("nothing flushed can be lost").flushed().cut_off('A')).breaks_only(CLAIM);
     without_c(missed("another owner was wiped").wipe('B')).breaks_only(CLAIM);
+    without_c(missed("it is among the cluster's n").comparing(3)).breaks_only(CLAIM);
 }
 
 #[test]
@@ -47,4 +48,5 @@ fn writes_that_all_have_or_of_which_hints_may_be_lost_pass() {
     other(missed("damaged before").quiet('A', "A1").quiet('B', "A1").unreadable('C')).keeps(CLAIM);
     other(without_c(missed("marked").marked('A', 'C'))).keeps(CLAIM);
     other(without_c(missed("unknown").unknown())).keeps(CLAIM);
+    other(without_c(missed("beyond the cluster's n").comparing(2))).keeps(CLAIM);
 }

@@ -336,6 +336,12 @@ impl Story {
         self
     }
 
+    /// Servers compare what this many owners of a key hold.
+    pub(crate) fn comparing(mut self, n: usize) -> Self {
+        self.history.compared_n = Some(n);
+        self
+    }
+
     /// In the end all owners' disks do.
     pub(crate) fn everywhere(self, known: &str, alive: &str) -> Self {
         ['A', 'B', 'C'].into_iter().fold(self, |story, letter| story.disk(letter, known, alive))
