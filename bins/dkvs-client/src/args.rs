@@ -49,6 +49,7 @@ Exit status:
 Examples:
   dkvs-client put color green
   dkvs-client get -r 1 color
+  dkvs-client put --sloppy cart '3 apples'
   dkvs-client put -n 3 -w 3 photo @photo.jpg && dkvs-client get --raw photo > copy.jpg
   dkvs-client substr color -3 2 middle";
 
@@ -95,6 +96,14 @@ pub(crate) struct Common {
     /// Servers that must agree on a read [default: a majority of N]
     #[arg(short, global = true, value_name = "R", value_parser = count, allow_negative_numbers = true)]
     pub(crate) r: Option<usize>,
+
+    /// Let other servers stand in for owners that are down; the answer says how many did, and promises less
+    #[arg(long, global = true, overrides_with = "strict")]
+    pub(crate) sloppy: bool,
+
+    /// Let only owners count, whatever the cluster's configuration says [default]
+    #[arg(long, global = true, overrides_with = "sloppy")]
+    pub(crate) strict: bool,
 
     /// How durable every server makes a write before it acknowledges, where that is more than its own level
     #[arg(long, global = true, value_enum, value_name = "LEVEL")]
@@ -233,6 +242,16 @@ pub(crate) enum InspectOp {
     },
 }
 
+impl Common {
+    /// Whether stand-ins may count; `None` to leave it to the cluster.
+    pub(crate) fn sloppy(&self) -> Option<bool> {
+        match (self.sloppy, self.strict) {
+            (false, false) => None,
+            (sloppy, _) => Some(sloppy),
+        }
+    }
+}
+
 impl Args {
     /// What clap cannot check, and what needs no ring to be checked.
     pub(crate) fn check(&self) -> Result<(), Failure> {
@@ -368,6 +387,20 @@ mod tests {
     fn an_option_given_again_replaces_the_first() {
         for line in ["-n 2 -n 3 get k", "-n 2 get k -n 3", "get -n 2 k -n 3"] {
             assert_eq!(parse(line).expect(line).common.n, Some(3), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_sloppy_and_strict_counts_and_neither_leaves_it_to_the_cluster() {
+        for (line, expected) in [
+            ("put k v", None),
+            ("put --sloppy k v", Some(true)),
+            ("--sloppy get k", Some(true)),
+            ("delete k --strict", Some(false)),
+            ("--sloppy get k --strict", Some(false)),
+            ("get --strict k --sloppy", Some(true)),
+        ] {
+            assert_eq!(parse(line).expect(line).common.sloppy(), expected, "{line}");
         }
     }
 

@@ -286,8 +286,23 @@ impl<T: Store> Replica<T> {
         valid: Validity,
         durability: message::Durability,
     ) -> Result<Event, ReplicaError> {
+        self.event_in(None, key, context, write, valid, durability).await
+    }
+
+    /// [`Replica::event`], in the hint for an owner for which this server stands in, if there is one, and on all hints of the
+    /// key. Of what this server owns itself it takes no notice.
+    pub(crate) async fn event_in(
+        &self,
+        hint_for: Option<Target>,
+        key: Bytes,
+        context: Option<VersionVector>,
+        write: ClientWrite,
+        valid: Validity,
+        durability: message::Durability,
+    ) -> Result<Event, ReplicaError> {
         let len = key.len() + write.body.len();
-        self.change(len, |done| Change::Event { key, context, write, valid, durability, done }).await
+        let change = |done| Change::Event { hint_for, key, context, write, valid, durability, done };
+        self.change(len, change).await
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
@@ -304,8 +319,10 @@ impl<T: Store> Replica<T> {
 
     /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
     /// has been replaced meanwhile. Refused when the put is not `valid` any more: what was missed may then be newer.
+    /// It is made where the first was, in the record or in a hint.
     pub(crate) async fn supersede(
         &self,
+        hint_for: Option<Target>,
         key: Bytes,
         first: Event,
         missed: VersionVector,
@@ -313,7 +330,34 @@ impl<T: Store> Replica<T> {
         durability: message::Durability,
     ) -> Result<Option<Event>, ReplicaError> {
         let len = key.len() + first.record.value_len();
-        self.change(len, |done| Change::Supersede { key, first, missed, valid, durability, done }).await
+        let change = |done| Change::Supersede { hint_for, key, first, missed, valid, durability, done };
+        self.change(len, change).await
+    }
+
+    /// Keeps a record for an owner for which this server stands in. Returns what it kept of the key before that the record had
+    /// not heard of, as [`Replica::merge`] does.
+    pub(crate) async fn stand_in(
+        &self,
+        target: Target,
+        key: Bytes,
+        record: Record,
+        terms: Terms,
+    ) -> Result<Vec<Dot>, ReplicaError> {
+        let len = key.len() + record.value_len();
+        self.change(len, |done| Change::StandIn { target, key, record, terms, done }).await
+    }
+
+    /// All that is kept of a key for others; empty when nothing is.
+    ///
+    /// # Errors
+    /// When some of it cannot be read: others have to be asked.
+    pub(crate) fn fetch_hints(&self, key: &[u8]) -> Result<Record, ReplicaError> {
+        let mut all = Record::new();
+        for target in self.hints_kept.targets() {
+            let Some((hint, _)) = self.hint_held(target, key)? else { continue };
+            all.merge(&hint.record.map_err(|_| ReplicaError::Damaged)?);
+        }
+        Ok(all)
     }
 
     /// Changes what is kept for another server. Returns when that is durable.
@@ -324,6 +368,7 @@ impl<T: Store> Replica<T> {
     ) -> Result<(), ReplicaError> {
         let len = match &change {
             HintChange::Keep { key, record, .. } => key.len() + record.value_len(),
+            HintChange::Hold { key, held, .. } => key.len() + held.record.value_len(),
             HintChange::Delivered { .. } | HintChange::Clean(_) => 0,
         };
         self.change(len, |done| Change::Hint { change, durability, done }).await
@@ -775,7 +820,9 @@ mod tests {
         replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP).await.unwrap();
         let missed =
             VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);
-        assert!(replica.supersede(KEY, first, missed, expired.clone(), WEAK).await.is_err_and(overloaded));
+        assert!(
+            replica.supersede(None, KEY, first, missed, expired.clone(), WEAK).await.is_err_and(overloaded)
+        );
         assert_eq!(shown(&replica).await.len(), 2);
     }
 }

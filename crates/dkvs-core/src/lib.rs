@@ -9,9 +9,10 @@
 //!   key ──SHA-1──> Position ──top 16 bits──> Partition ──Ring──> preference list (owners, fallbacks)
 //!   put ──Record::event──> Record ──Record::merge──> Record           what an owner stores
 //!   replies ──WriteQuorum / ReadQuorum──> Pending | Reached | Unreachable
+//!   preference list ──Participants──> owners, and who stands in for them
 //! ```
 //!
-//! Reading order: [`position`] and [`servers`], [`ring`]; [`version`], [`record`]; [`hlc`]; [`quorum`]; [`limits`].
+//! Reading order: [`position`] and [`servers`], [`ring`]; [`version`], [`record`]; [`hlc`]; [`quorum`], [`participants`]; [`limits`].
 //!
 //! What it leaves out: bytes. How a record or a message is laid out is the business of `dkvs-proto`.
 
@@ -28,3 +29,5 @@ pub mod record;
 pub mod hlc;
 
 pub mod quorum;
+
+pub mod participants;

@@ -75,7 +75,10 @@ fn qualifies(key: &Key<'_>) -> bool {
     };
     let mut asked = key.writes.iter().map(|write| write.op.n).chain(key.reads.iter().map(|read| read.op.n));
     let n = asked.next();
+    let is_strict =
+        || key.writes.iter().map(|w| w.op).chain(key.reads.iter().map(|r| r.op)).all(|op| !op.sloppy);
     !key.writes.is_empty()
+        && is_strict()
         && asked.all(|other| Some(other) == n)
         && one_after_the_other
         && key.reads.iter().all(overlaps)

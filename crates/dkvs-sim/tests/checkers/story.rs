@@ -98,8 +98,19 @@ impl Story {
         let id = self.history.operations.len();
         let key = self.key.clone();
         let deadline = called + 1_000_000;
-        let op =
-            Operation { id, client: 1, key, n: 3, quorum: 2, called, returned, deadline, action, outcome };
+        let op = Operation {
+            id,
+            client: 1,
+            key,
+            n: 3,
+            quorum: 2,
+            sloppy: false,
+            called,
+            returned,
+            deadline,
+            action,
+            outcome,
+        };
         self.history.operations.push(op);
         self.told = false;
         self
