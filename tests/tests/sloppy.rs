@@ -13,11 +13,11 @@ use dkvs_tests::{Cluster, Plan, SILENCE_MAX, TestClient, eventually};
 
 const KEY: &str = "k";
 
-/// Five servers, of which the first two or three own the key.
+/// Five servers. The first two or three in the key's order of preference own it, and the others are left over to stand in.
 struct Story {
     cluster: Cluster,
     client: TestClient,
-    /// All servers, in the key's order of preference: three owners, two others.
+    /// All servers, in that order.
     preference: Vec<ServerIndex>,
 }
 
@@ -49,7 +49,6 @@ impl Story {
         }
     }
 
-    /// Puts with N = 2 and the other three servers left over, or with another N.
     async fn put(&self, value: &str, n: usize, w: usize) -> dkvs::Written {
         self.client.put(KEY, value.to_owned()).n(n).w(w).sloppy(true).await.unwrap()
     }
@@ -93,15 +92,11 @@ fn text(got: &dkvs::Got) -> BTreeSet<&str> {
 async fn with_all_owners_down_a_put_succeeds_a_get_returns_it_and_the_owners_get_it_when_they_are_back() {
     for delete in [false, true] {
         let mut story = Story::begin().await;
-        if delete {
-            story.client.put(KEY, "before").n(2).w(2).await.unwrap();
-        }
+        let before = story.client.put(KEY, "before").n(2).w(2).await.unwrap();
         story.kill(&[0, 1]);
-        let written = if delete {
-            story.client.delete(KEY).n(2).w(2).sloppy(true).await.unwrap()
-        } else {
-            story.put("v", 2, 2).await
-        };
+        // Without a context it would only replace what those who stand in have heard of.
+        let write = if delete { story.client.delete(KEY) } else { story.client.put(KEY, "v") };
+        let written = write.n(2).w(2).sloppy(true).context(before.context()).await.unwrap();
         assert!(written.acked().is_empty(), "{written:?}");
         let owners: BTreeSet<_> = written.stand_ins().iter().map(|stand_in| &stand_in.owner).collect();
         let servers: BTreeSet<_> = written.stand_ins().iter().map(|stand_in| &stand_in.server).collect();
@@ -187,6 +182,18 @@ async fn stand_ins_keep_what_counted_over_their_own_end_and_over_the_budget() {
         (holds(0) && holds(1) && left == 0).then_some(())
     })
     .await;
+}
+
+/// Those who stand in have not heard of what the owners hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_without_a_context_through_stand_ins_leaves_what_owners_held_as_a_sibling() {
+    let mut story = Story::begin().await;
+    story.client.put(KEY, "before").n(2).w(2).await.unwrap();
+    story.kill(&[0, 1]);
+    story.put("after", 2, 2).await;
+    assert_eq!(text(&story.get(2, 2).await), BTreeSet::from(["after"]));
+    story.restart(&[0, 1]).await;
+    story.came_home(2, &["after", "before"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -366,10 +366,10 @@ impl<E> ReadQuorum<E> {
         progress(filled, may_come, self.needed)
     }
 
-    /// The slots that count only through a stand-in: the owner, and who has answered for it.
+    /// The slots whose owner has not answered and a stand-in has: the owner, and who stood in for it.
     pub fn stand_ins(&self) -> impl Iterator<Item = (ServerIndex, ServerIndex)> {
         self.stand_ins.iter().filter_map(|(&owner, stand_in)| match (stand_in, self.replies.get(&owner)) {
-            (StandIn::Asked, _) | (_, Some(Reply::Holds)) => None,
+            (StandIn::Asked, _) | (_, Some(Reply::Replied(_) | Reply::Stale | Reply::Holds)) => None,
             (&StandIn::Done(server, _), _) => Some((owner, server)),
         })
     }

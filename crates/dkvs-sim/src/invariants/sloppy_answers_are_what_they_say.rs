@@ -4,7 +4,8 @@
 //!    server once; the owners are owners of the key for the N asked for, no stand-in is one, and each stands in for another owner,
 //!    which is not named itself.
 //! 2. When a put or delete was answered, each owner named had written it as its own record, and each stand-in in a hint for the
-//!    owner for whom it stood in.
+//!    owner for whom it stood in. Excused are owners whose record of the key was flipped before: what takes its place is not
+//!    recorded until it is repaired.
 //! 3. Such a hint is never dropped, not over the budget and not by the end of its holder: when all faults have ended and no hint is left,
 //!    the owner knows the write. Excused is an owner when its disk or the stand-in's was wiped, restored or (unless the level is
 //!    `fsync`) cut off before a flush since the call, or the owner's record of the key was flipped since, or is not repaired.
@@ -71,6 +72,17 @@ fn was_held(
                 && write.op.returned.is_none_or(|returned| stored.at <= returned)
                 && dots.iter().any(|&dot| stored.vv.covers(dot))
         };
+        let is_flipped = history.damage.iter().any(|damage| match damage {
+            Damage::Flipped { server: hit, at, key: flipped } => {
+                *hit == server
+                    && flipped == key.name
+                    && write.op.returned.is_none_or(|returned| *at <= returned)
+            }
+            Damage::Wiped { .. } | Damage::Restored { .. } | Damage::Unflushed { .. } => false,
+        });
+        if owner.is_none() && is_flipped {
+            continue;
+        }
         findings.claim(stored.is_some_and(|stored| stored.iter().any(is_it)), || {
             let what = in_words(write.op);
             match owner {
