@@ -98,11 +98,11 @@ pub(crate) struct Common {
     pub(crate) r: Option<usize>,
 
     /// Let other servers stand in for owners that are down; the answer says how many did, and promises less
-    #[arg(long, global = true, overrides_with = "strict")]
+    #[arg(long, global = true)]
     pub(crate) sloppy: bool,
 
     /// Let only owners count, whatever the cluster's configuration says [default]
-    #[arg(long, global = true, overrides_with = "sloppy")]
+    #[arg(long, global = true)]
     pub(crate) strict: bool,
 
     /// How durable every server makes a write before it acknowledges, where that is more than its own level
@@ -234,7 +234,7 @@ pub(crate) enum InspectOp {
     },
     /// Show how each server is
     Status,
-    /// Show what each owner of a key holds of it: events, times, sizes and hints, not the values
+    /// Show what each owner of a key holds of it, and hints elsewhere: events, times and sizes, not the values
     Explain {
         /// The key to look at
         #[arg(value_parser = bytes())]
@@ -256,9 +256,12 @@ impl Args {
     /// What clap cannot check, and what needs no ring to be checked.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let usage = |text: String| Err(Failure::Usage(text));
-        let Common { raw, json, n, r, w, .. } = self.common;
+        let Common { raw, json, n, r, w, sloppy, strict, .. } = self.common;
         if raw && json {
             return usage("--raw and --json exclude each other".into());
+        }
+        if sloppy && strict {
+            return usage("--sloppy and --strict exclude each other".into());
         }
         if let (true, Op::Inspect(_)) = (raw, &self.op) {
             return usage(format!("--raw does not apply to {}", self.op.name()));
@@ -391,14 +394,12 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_sloppy_and_strict_counts_and_neither_leaves_it_to_the_cluster() {
+    fn neither_sloppy_nor_strict_leaves_it_to_the_cluster() {
         for (line, expected) in [
             ("put k v", None),
             ("put --sloppy k v", Some(true)),
             ("--sloppy get k", Some(true)),
             ("delete k --strict", Some(false)),
-            ("--sloppy get k --strict", Some(false)),
-            ("get --strict k --sloppy", Some(true)),
         ] {
             assert_eq!(parse(line).expect(line).common.sloppy(), expected, "{line}");
         }
@@ -492,6 +493,7 @@ mod tests {
             ("--connect :1234 get k", "invalid value ':1234' for '--connect <HOST:PORT>'"),
             ("put k v --context xyz", "a context is an even number of hexadecimal digits"),
             ("--raw get k --json", "--raw and --json exclude each other"),
+            ("--sloppy get k --strict", "--sloppy and --strict exclude each other"),
             ("--raw status", "--raw does not apply to status"),
             ("get --raw --siblings k", "--raw shows one value"),
         ] {

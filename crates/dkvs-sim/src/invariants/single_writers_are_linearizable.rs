@@ -19,7 +19,7 @@
 //! may be gone; the others must fit even so.
 //!
 //! Not checked: keys with overlapping writers, as the writes of two clients may stay siblings; keys whose requests asked
-//! for different N. When the search exceeds its limit, the key counts as undecided.
+//! for different N, or were sloppy. When the search exceeds its limit, the key counts as undecided.
 
 use std::collections::BTreeMap;
 
