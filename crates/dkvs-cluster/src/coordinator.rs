@@ -150,6 +150,7 @@ type StandInWrites = FuturesUnordered<BoxFuture<'static, FromStandIn<Vec<Dot>>>>
 #[derive(Clone)]
 struct Cast {
     participants: Participants,
+    is_sloppy: bool,
     /// Owners that were found not to answer while the request was passed on.
     silent: BTreeSet<ServerIndex>,
     /// The owner for which this server stands in.
@@ -238,7 +239,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             Participants::strict(self.ring.owners_of_key(key, n))
         };
         let impatient_from = now + (deadline.saturating_duration_since(now) / SILENCE_SHARE).min(SILENCE_MAX);
-        Cast { participants, silent: BTreeSet::new(), mine: None, impatient_from }
+        Cast { participants, is_sloppy, silent: BTreeSet::new(), mine: None, impatient_from }
     }
 
     async fn put(self: &Arc<Self>, put: Put, validity: Validity) -> Result<ClientAnswer, Failure> {
@@ -370,7 +371,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 stand_in(owner, &mut quorum, &stand_ins);
             }
         }
-        let mut impatient = false;
+        let mut is_patient = cast.is_sloppy;
         while quorum.progress() == Progress::Pending {
             tokio::select! {
                 biased;
@@ -387,8 +388,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                     Ok(missed) => _ = quorum.stood_in(owner, server, &missed),
                     Err(_) => _ = stand_in(owner, &mut quorum, &stand_ins),
                 },
-                () = sleep_until(cast.impatient_from), if !impatient => {
-                    impatient = true;
+                () = sleep_until(cast.impatient_from), if is_patient => {
+                    is_patient = false;
                     let waiting = quorum.answers().filter(|(_, answer)| **answer == OwnerState::Waiting);
                     let waiting: Vec<_> = waiting.map(|(owner, _)| owner).collect();
                     for owner in waiting.into_iter().filter(|&owner| asked.insert(owner)) {
@@ -838,7 +839,7 @@ impl<S: Socket, T: Store> Read<S, T> {
 
     /// Feeds answers to the fold and sends the repairs it asks for, until `enough` or nothing is under way.
     async fn run_until(&mut self, enough: impl Fn(Progress) -> bool) {
-        let mut impatient = false;
+        let mut is_patient = self.cast.is_sloppy;
         self.send_repairs();
         while !enough(self.quorum.progress()) {
             tokio::select! {
@@ -855,8 +856,8 @@ impl<S: Socket, T: Store> Read<S, T> {
                     Ok(record) => _ = self.quorum.stood_in(owner, server, record),
                     Err(_) => self.stand_in(owner),
                 },
-                () = sleep_until(self.cast.impatient_from), if !impatient && self.under_way() > 0 => {
-                    impatient = true;
+                () = sleep_until(self.cast.impatient_from), if is_patient && self.under_way() > 0 => {
+                    is_patient = false;
                     let waiting = self.quorum.answers().filter(|(_, answer)| *answer == OwnerState::Waiting);
                     let waiting: Vec<_> = waiting.map(|(owner, _)| owner).collect();
                     waiting.into_iter().for_each(|owner| self.stand_in_once(owner));
