@@ -860,4 +860,67 @@ pub(crate) mod tests {
         assert!(page(&store, target(), None).unwrap().is_empty(), "the damaged hint is gone");
         assert_eq!(dirty_marks(&store, None, 10).unwrap().len(), 1);
     }
+
+    fn hold(record: &Record, own: Option<Dot>) -> HintChange {
+        let held = Held { record: record.clone(), own, durability: message::Durability::Fsync };
+        HintChange::Hold { target: target(), key: Bytes::from_static(KEY), held }
+    }
+
+    #[tokio::test]
+    async fn a_hint_that_counts_is_kept_over_the_budget_and_others_give_way() {
+        let store = MemoryStore::new();
+        let mut writer = HintWriter::open(&store, 10).unwrap();
+        commit(&store, &mut writer, vec![hold(&record(1), None)]).await;
+        assert_eq!(held(&store), [record(1)]);
+        commit(&store, &mut writer, vec![keep(&record(2))]).await;
+        assert_eq!(held(&store), [record(1)], "what is there stays, and the rest leaves a mark");
+        let tally = writer.kept().tally(target());
+        assert_eq!((tally.hints, tally.dirty), (1, 1));
+        commit(&store, &mut writer, vec![hold(&record(3), None)]).await;
+        assert_eq!(held(&store)[0].siblings().len(), 2);
+        assert_eq!(page(&store, target(), None).unwrap()[0].durability, message::Durability::Fsync);
+    }
+
+    #[tokio::test]
+    async fn the_last_event_is_kept_with_the_hint_it_was_made_in_and_goes_with_it() {
+        let store = MemoryStore::new();
+        let mut writer = HintWriter::open(&store, 1 << 20).unwrap();
+        let other = Target::of(&ServerName::new("127.0.0.1", 1235).unwrap());
+        let own = record(1).siblings()[0].dot;
+        let elsewhere = HintChange::Keep { target: other, key: Bytes::from_static(KEY), record: record(2) };
+        commit(&store, &mut writer, vec![hold(&record(1), Some(own)), elsewhere, keep(&record(3))]).await;
+        let mut all = record(1);
+        all.merge(&record(2));
+        all.merge(&record(3));
+        assert_eq!(writer.held(&store, target(), KEY).unwrap(), (all.clone(), Some(own)));
+        assert_eq!(writer.held(&store, other, KEY).unwrap(), (all, None), "another hint's is not its own");
+        let hint = held(&store).remove(0);
+        commit(&store, &mut writer, vec![delivered(&hint)]).await;
+        assert_eq!(writer.held(&store, target(), KEY).unwrap(), (record(2), None));
+    }
+
+    #[test]
+    fn a_hint_reads_back_one_of_the_first_layout_too_and_damage_is_noticed() {
+        let own = Some(Dot { actor: Actor { incarnation: 7, epoch: 8 }, counter: 9 });
+        for durability in
+            [message::Durability::Memory, message::Durability::Interval, message::Durability::Fsync]
+        {
+            for own in [None, own] {
+                let held = Held { record: record(1), own, durability };
+                assert_eq!(decode(&encode(&held)), Ok(held));
+            }
+        }
+        let plain = [&[LAYOUT_VERSION_PLAIN][..], &record_bytes::to_vec(&record(1))].concat();
+        assert_eq!(decode(&plain.into()), Ok(Held { record: record(1), ..Held::default() }));
+
+        let bytes = encode(&Held { record: record(1), own, durability: message::Durability::Fsync });
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&damaged.into()).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes.slice(..len)).is_err(), "{len} bytes");
+        }
+    }
 }

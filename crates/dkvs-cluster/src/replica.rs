@@ -580,6 +580,66 @@ mod tests {
         }
     }
 
+    fn target(port: u16) -> Target {
+        Target::of(&ServerName::new("127.0.0.1", port).unwrap())
+    }
+
+    async fn put_in_hint(replica: &Replica<MemoryStore>, sequence: u64, target: Target) -> Event {
+        let write = ClientWrite::lasting(op(sequence), value("v"));
+        replica.event_in(Some(target), KEY, None, write, Validity::unlimited(), WEAK).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn events_in_a_hint_replace_what_is_kept_and_count_on_and_leave_the_own_record_alone() {
+        let replica = replica().await;
+        let first = put_in_hint(&replica, 1, target(1)).await;
+        let second = put_in_hint(&replica, 2, target(1)).await;
+        assert_eq!(second.dot, Dot { counter: 2, ..first.dot });
+        assert_eq!((second.record.siblings().len(), second.record.vv().len()), (1, 1));
+        assert_eq!(replica.fetch_hints(&KEY).unwrap(), second.record);
+        assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
+        // What was kept for anybody is known to whoever makes a record for somebody else.
+        let missed = replica.stand_in(target(2), KEY, made_elsewhere(op(3), value("w")), Terms::UPKEEP).await;
+        assert_eq!(missed.unwrap(), [second.dot]);
+        assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 2);
+    }
+
+    /// The later hint is delivered and gone, the earlier one stays.
+    #[tokio::test]
+    async fn an_event_is_not_numbered_on_from_a_hint_that_is_behind() {
+        let replica = replica().await;
+        let mut dots = vec![put_in_hint(&replica, 1, target(1)).await.dot];
+        for sequence in 2..6 {
+            let event = put_in_hint(&replica, sequence, target(2)).await;
+            dots.push(event.dot);
+            let delivered = HintChange::Delivered { target: target(2), key: KEY, hash: event.record.hash() };
+            replica.hint(delivered, WEAK).await.unwrap();
+            assert!(replica.hint_held(target(2), &KEY).unwrap().is_none());
+        }
+        dots.push(put_in_hint(&replica, 6, target(1)).await.dot);
+        let distinct: std::collections::BTreeSet<_> = dots.iter().collect();
+        assert_eq!(distinct.len(), dots.len(), "{dots:?}");
+    }
+
+    /// What an owner takes over from a stand-in that has it on its disk must be on the owner's disk.
+    #[tokio::test]
+    async fn a_hint_that_counts_is_delivered_to_the_disk_unless_memory_is_all_that_was_asked_for() {
+        use Durability::{Fsync, Interval, Memory};
+        use message::Durability as Asked;
+        for (server, asked, expected) in [
+            (Memory, Asked::Memory, Asked::Memory),
+            (Memory, Asked::Interval, Asked::Fsync),
+            (Interval, Asked::Memory, Asked::Fsync),
+            (Fsync, Asked::Memory, Asked::Fsync),
+        ] {
+            let replica = replica_on(Arc::new(MemoryStore::new()), server).await;
+            let terms = Terms { durability: asked, cause: Cause::Put };
+            replica.stand_in(target(1), KEY, made_elsewhere(op(1), value("v")), terms).await.unwrap();
+            let (hint, _) = replica.hint_held(target(1), &KEY).unwrap().unwrap();
+            assert_eq!(hint.durability, expected, "{server:?}, asked for {asked:?}");
+        }
+    }
+
     /// A peer has filled the key's vector with actors of its own making.
     #[tokio::test]
     async fn a_put_that_would_leave_an_unreadable_record_is_refused() {
