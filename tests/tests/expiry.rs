@@ -28,7 +28,7 @@ async fn values(client: &TestClient, key: &'static str) -> Vec<Option<Bytes>> {
 
 fn get_through(cluster: &Cluster, key: &str) -> ClientRequest {
     let (ring, key) = (cluster.ring().id(), Bytes::copy_from_slice(key.as_bytes()));
-    ClientRequest::Get(Get { ring, key, n: 3, r: 3, timeout_ms: 30_000, siblings: true })
+    ClientRequest::Get(Get { ring, key, n: 3, r: 3, timeout_ms: 30_000, siblings: true, sloppy: false })
 }
 
 /// A put without a context. All that are made here are one operation.

@@ -22,15 +22,14 @@ fn server(number: u16) -> ServerIndex {
 #[test]
 fn the_next_servers_that_are_up_stand_in_in_order() {
     let preference = servers(&[10, 20, 30, 40, 50, 60]);
-    let table: [(&[u16], u16, [Option<u16>; 3]); 6] = [
-        (&[], 10, [Some(40), Some(50), Some(60)]),
+    for (down, coordinator, expected) in [
+        (&[][..], 10, [Some(40), Some(50), Some(60)]),
         (&[40], 10, [Some(50), Some(60), None]),
         (&[40, 50, 60], 10, [None; 3]),
         (&[], 50, [Some(50), Some(40), Some(60)]),
         (&[10, 20, 30, 40], 60, [Some(60), Some(50), None]),
         (&[], 70, [Some(40), Some(50), Some(60)]),
-    ];
-    for (down, coordinator, expected) in table {
+    ] {
         let mut participants = Participants::sloppy(&preference, 3, server(coordinator));
         assert_eq!(participants.owners(), servers(&[10, 20, 30]));
         let stand_ins = [10, 20, 30]

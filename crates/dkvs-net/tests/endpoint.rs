@@ -335,7 +335,7 @@ async fn nobody_unproven_gets_more_bytes_than_it_sent() {
     let server = server(service.clone(), EndpointConfig::default()).await;
     let ring = RingId::from_bits(1);
     let key = Bytes::from_static(b"k");
-    let get = Get { ring, key: key.clone(), n: 1, r: 1, timeout_ms: 1, siblings: true };
+    let get = Get { ring, key: key.clone(), n: 1, r: 1, timeout_ms: 1, siblings: true, sloppy: false };
     let requests = [
         put(1, ""),
         put(2, vec![0; 1_000]),
