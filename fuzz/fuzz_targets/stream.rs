@@ -180,7 +180,7 @@ impl Service for Counting {
             Request::Client(ClientRequest::Put(_)) => {
                 let number = self.0.fetch_add(1, Ordering::Relaxed);
                 let context = Token(Bytes::copy_from_slice(&number.to_be_bytes()));
-                Answer::Client(ClientAnswer::Put(PutDone { acked: Vec::new(), context }))
+                Answer::Client(ClientAnswer::Put(PutDone { acked: Vec::new(), context, stand_ins: Vec::new() }))
             }
             Request::Client(ClientRequest::Get(_)) => {
                 Answer::Client(ClientAnswer::Failed(Failure::Refused(Refusal::NotOwner)))

@@ -80,6 +80,7 @@ impl Record {
             key: key.to_owned(),
             n,
             quorum,
+            sloppy: false,
             called,
             returned: None,
             deadline: called + u64::try_from(timeout.as_micros()).unwrap(),

@@ -98,6 +98,7 @@ impl Reader {
             forwarded: false,
             durability: Durability::default(),
             ttl_ms: None,
+            sloppy: false,
         };
         match self.ask(coordinator, ClientRequest::Put(put)).await? {
             ClientAnswer::Put(done) => Some(done),
@@ -113,6 +114,7 @@ impl Reader {
             r: number(r),
             timeout_ms: millis(TIMEOUT),
             siblings: true,
+            sloppy: false,
         };
         match self.ask(coordinator, ClientRequest::Get(get)).await? {
             ClientAnswer::Get(done) => Some(done),

@@ -280,7 +280,7 @@ impl Cluster {
         let target = Target::of(&self.ring.servers()[target].name);
         let entries = self.entries(holder, Keyspace::Hints);
         let hint = |(place, value)| match decode_kept(&place, &value)? {
-            Kept::Hint { target: of, key, record } if of == target => {
+            Kept::Hint { target: of, key, record, .. } if of == target => {
                 Some((key, record.expect("a whole hint")))
             }
             Kept::Hint { .. } | Kept::Dirty(_) => None,

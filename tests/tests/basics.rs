@@ -156,6 +156,7 @@ async fn a_server_that_does_not_own_a_key_passes_a_put_on() {
             forwarded,
             durability: Durability::default(),
             ttl_ms: None,
+            sloppy: false,
         })
     };
     let answer = cluster.ask(stranger, put(false)).await;

@@ -90,6 +90,7 @@ fn blind_put(cluster: &Cluster, value: String, sequence: u64) -> ClientRequest {
         forwarded: false,
         durability: Durability::Memory,
         ttl_ms: None,
+        sloppy: false,
     })
 }
 

@@ -28,7 +28,7 @@ async fn values(client: &TestClient, key: &'static str) -> Vec<Option<Bytes>> {
 
 fn get_through(cluster: &Cluster, key: &str) -> ClientRequest {
     let (ring, key) = (cluster.ring().id(), Bytes::copy_from_slice(key.as_bytes()));
-    ClientRequest::Get(Get { ring, key, n: 3, r: 3, timeout_ms: 30_000, siblings: true })
+    ClientRequest::Get(Get { ring, key, n: 3, r: 3, timeout_ms: 30_000, siblings: true, sloppy: false })
 }
 
 /// A put without a context. All that are made here are one operation.
@@ -36,7 +36,21 @@ fn put(cluster: &Cluster, value: &str, w: u16, ttl_ms: Option<u64>) -> ClientReq
     let (ring, key, op) = (cluster.ring().id(), "k".into(), OpId { client: 7, sequence: 1 });
     let (body, durability) = (PutBody::Value(value.to_owned().into()), Durability::Memory);
     let (context, n, timeout_ms, forwarded) = (None, 3, 30_000, false);
-    ClientRequest::Put(Put { ring, key, body, context, n, w, op, timeout_ms, forwarded, durability, ttl_ms })
+    let sloppy = false;
+    ClientRequest::Put(Put {
+        ring,
+        key,
+        body,
+        context,
+        n,
+        w,
+        op,
+        timeout_ms,
+        forwarded,
+        durability,
+        ttl_ms,
+        sloppy,
+    })
 }
 
 /// What a get through this server shows.

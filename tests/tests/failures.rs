@@ -172,6 +172,7 @@ async fn a_put_passed_on_to_an_owner_that_says_nothing_and_one_that_refuses_has_
         forwarded: false,
         durability: Durability::Memory,
         ttl_ms: None,
+        sloppy: false,
     };
     let answer = cluster.ask(stranger, ClientRequest::Put(put)).await;
     let ClientAnswer::Failed(Failure::Quorum(missed)) = answer else { panic!("{answer:?}") };

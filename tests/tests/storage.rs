@@ -16,7 +16,7 @@ const FREE_MIN: u64 = 256 << 20;
 /// What this server answers when every owner is asked for.
 async fn answer_of_all(cluster: &Cluster, server: ServerIndex, key: &'static str) -> ClientAnswer {
     let ring = cluster.ring().id();
-    let get = Get { ring, key: key.into(), n: 3, r: 3, timeout_ms: 300, siblings: true };
+    let get = Get { ring, key: key.into(), n: 3, r: 3, timeout_ms: 300, siblings: true, sloppy: false };
     cluster.ask(server, ClientRequest::Get(get)).await
 }
 

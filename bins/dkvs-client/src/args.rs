@@ -49,6 +49,7 @@ Exit status:
 Examples:
   dkvs-client put color green
   dkvs-client get -r 1 color
+  dkvs-client put --sloppy cart '3 apples'
   dkvs-client put -n 3 -w 3 photo @photo.jpg && dkvs-client get --raw photo > copy.jpg
   dkvs-client substr color -3 2 middle";
 
@@ -95,6 +96,14 @@ pub(crate) struct Common {
     /// Servers that must agree on a read [default: a majority of N]
     #[arg(short, global = true, value_name = "R", value_parser = count, allow_negative_numbers = true)]
     pub(crate) r: Option<usize>,
+
+    /// Let other servers stand in for owners that are down; the answer says how many did, and promises less
+    #[arg(long, global = true)]
+    pub(crate) sloppy: bool,
+
+    /// Let only owners count, whatever the cluster's configuration says [default]
+    #[arg(long, global = true)]
+    pub(crate) strict: bool,
 
     /// How durable every server makes a write before it acknowledges, where that is more than its own level
     #[arg(long, global = true, value_enum, value_name = "LEVEL")]
@@ -225,7 +234,7 @@ pub(crate) enum InspectOp {
     },
     /// Show how each server is
     Status,
-    /// Show what each owner of a key holds of it: events, times, sizes and hints, not the values
+    /// Show what each owner of a key holds of it, and hints elsewhere: events, times and sizes, not the values
     Explain {
         /// The key to look at
         #[arg(value_parser = bytes())]
@@ -233,13 +242,26 @@ pub(crate) enum InspectOp {
     },
 }
 
+impl Common {
+    /// Whether stand-ins may count; `None` to leave it to the cluster.
+    pub(crate) fn sloppy(&self) -> Option<bool> {
+        match (self.sloppy, self.strict) {
+            (false, false) => None,
+            (sloppy, _) => Some(sloppy),
+        }
+    }
+}
+
 impl Args {
     /// What clap cannot check, and what needs no ring to be checked.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let usage = |text: String| Err(Failure::Usage(text));
-        let Common { raw, json, n, r, w, .. } = self.common;
+        let Common { raw, json, n, r, w, sloppy, strict, .. } = self.common;
         if raw && json {
             return usage("--raw and --json exclude each other".into());
+        }
+        if sloppy && strict {
+            return usage("--sloppy and --strict exclude each other".into());
         }
         if let (true, Op::Inspect(_)) = (raw, &self.op) {
             return usage(format!("--raw does not apply to {}", self.op.name()));
@@ -372,6 +394,18 @@ mod tests {
     }
 
     #[test]
+    fn neither_sloppy_nor_strict_leaves_it_to_the_cluster() {
+        for (line, expected) in [
+            ("put k v", None),
+            ("put --sloppy k v", Some(true)),
+            ("--sloppy get k", Some(true)),
+            ("delete k --strict", Some(false)),
+        ] {
+            assert_eq!(parse(line).expect(line).common.sloppy(), expected, "{line}");
+        }
+    }
+
+    #[test]
     fn arguments_that_start_with_a_dash_stand_after_two_dashes() {
         let args = parse("get -- -n").unwrap();
         assert!(matches!(args.op, Op::Data(DataOp::Get { key, .. }) if key == "-n"));
@@ -459,6 +493,7 @@ mod tests {
             ("--connect :1234 get k", "invalid value ':1234' for '--connect <HOST:PORT>'"),
             ("put k v --context xyz", "a context is an even number of hexadecimal digits"),
             ("--raw get k --json", "--raw and --json exclude each other"),
+            ("--sloppy get k --strict", "--sloppy and --strict exclude each other"),
             ("--raw status", "--raw does not apply to status"),
             ("get --raw --siblings k", "--raw shows one value"),
         ] {

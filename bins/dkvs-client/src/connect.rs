@@ -67,7 +67,7 @@ pub(crate) fn with_context(put: Put, context: Option<&Context>) -> Put {
 
 /// What the client is told beyond the ring.
 pub(crate) fn config(common: &Common) -> ClientConfig {
-    ClientConfig { timeout: common.timeout, ..ClientConfig::default() }
+    ClientConfig { timeout: common.timeout, sloppy: common.sloppy(), ..ClientConfig::default() }
 }
 
 async fn connect(common: &Common) -> Result<Client, Failure> {

@@ -2,7 +2,7 @@
 //! whom.
 //!
 //! Each owner is asked for its own record and nothing else, so a read repair does not hide what differs. Values are not shown: their
-//! sizes are.
+//! sizes are. The other servers are asked too, and those that keep hints of the key are shown: they may have stood in for an owner.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -23,19 +23,30 @@ use crate::output::{Format, Output, note};
 type Owner = (ServerIndex, Result<KeyReport, dkvs::Error>);
 
 pub(crate) async fn run(cluster: &Cluster, key: &Bytes, out: &mut Output<impl Write>) -> Result<(), Failure> {
-    let owners = ask_owners(cluster, key).await;
+    let mut owners = ask_all(cluster, key).await;
+    let others = owners.split_off(cluster.n().min(owners.len()));
     let answered = owners.iter().any(|(_, report)| report.is_ok());
+    let holders: Vec<_> = others.into_iter().filter_map(holder).collect();
     match out.format() {
-        Format::Text | Format::Raw => write_owners(cluster, key, &owners, out)?,
-        Format::Json => out.json(&explained_json(cluster, key, &owners))?,
+        Format::Text | Format::Raw => write_owners(cluster, key, &owners, &holders, out)?,
+        Format::Json => out.json(&explained_json(cluster, key, &owners, &holders))?,
     }
     if answered { Ok(()) } else { nobody_answered(out) }
 }
 
-/// All at once, in the order of the preference list.
-async fn ask_owners(cluster: &Cluster, key: &Bytes) -> Vec<Owner> {
+/// A server that does not own the key and keeps hints of it.
+type Holder = (ServerIndex, Vec<HintReport>);
+
+fn holder((server, report): Owner) -> Option<Holder> {
+    let hints = report.ok()?.hints;
+    (!hints.is_empty()).then_some((server, hints))
+}
+
+/// All servers at once, in the order of the preference list: the owners first.
+async fn ask_all(cluster: &Cluster, key: &Bytes) -> Vec<Owner> {
     let mut asked = JoinSet::new();
-    for (place, &owner) in cluster.client.ring().owners_of_key(key, cluster.n()).iter().enumerate() {
+    let ring = cluster.client.ring();
+    for (place, &owner) in ring.owners_of_key(key, ring.servers().len()).iter().enumerate() {
         let (client, key) = (cluster.client.clone(), key.clone());
         asked.spawn(async move { (place, owner, client.explain(owner, key).await) });
     }
@@ -62,6 +73,7 @@ fn write_owners(
     cluster: &Cluster,
     key: &Bytes,
     owners: &[Owner],
+    holders: &[Holder],
     out: &mut Output<impl Write>,
 ) -> Result<(), Failure> {
     let (position, partition) = (Position::of_key(key), Partition::of_key(key));
@@ -81,11 +93,13 @@ fn write_owners(
         }
         if let Ok(report) = report {
             write_table(&event_rows(report), &[], out)?;
-            for hint in &report.hints {
-                let Some(target) = name_of(cluster, hint.target) else { continue };
-                out.text(format_args!("  hint for {target}: {}, {} bytes\n", hint_hash(hint), hint.bytes))?;
-            }
+            write_hints(cluster, &report.hints, out)?;
         }
+    }
+    for (server, hints) in holders {
+        let Some(name) = name_of(cluster, *server) else { continue };
+        out.text(format_args!("{name}: does not own the key\n"))?;
+        write_hints(cluster, hints, out)?;
     }
     let verdict = match agree(owners) {
         Some(true) => "all owners hold the same",
@@ -95,6 +109,14 @@ fn write_owners(
     out.text(format_args!("{verdict}\n"))?;
     out.finish()?;
     owners.iter().filter_map(|(_, report)| report.as_ref().err()).for_each(|error| note(&error.to_string()));
+    Ok(())
+}
+
+fn write_hints(cluster: &Cluster, hints: &[HintReport], out: &mut Output<impl Write>) -> Result<(), Failure> {
+    for hint in hints {
+        let Some(target) = name_of(cluster, hint.target) else { continue };
+        out.text(format_args!("  hint for {target}: {}, {} bytes\n", hint_hash(hint), hint.bytes))?;
+    }
     Ok(())
 }
 
@@ -155,6 +177,14 @@ struct ExplainedJson {
     /// `null` when not all owners could tell.
     agree: Option<bool>,
     owners: Vec<OwnerJson>,
+    others: Vec<HolderJson>,
+}
+
+/// A server that does not own the key and keeps hints of it.
+#[derive(Serialize)]
+struct HolderJson {
+    server: String,
+    hints: Vec<HintJson>,
 }
 
 #[derive(Serialize)]
@@ -198,7 +228,7 @@ struct HintJson {
     bytes: u64,
 }
 
-fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner]) -> ExplainedJson {
+fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner], holders: &[Holder]) -> ExplainedJson {
     let ok = owners.iter().any(|(_, report)| report.is_ok());
     let (error, kind) = if ok { (None, None) } else { (Some("no server answered"), Some("unavailable")) };
     ExplainedJson {
@@ -209,7 +239,13 @@ fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner]) -> Explained
         partition: Partition::of_key(key).to_string(),
         agree: agree(owners),
         owners: owners.iter().filter_map(|(owner, report)| owner_json(cluster, *owner, report)).collect(),
+        others: holders.iter().filter_map(|(server, hints)| holder_json(cluster, *server, hints)).collect(),
     }
+}
+
+fn holder_json(cluster: &Cluster, server: ServerIndex, hints: &[HintReport]) -> Option<HolderJson> {
+    let hints = hints.iter().filter_map(|hint| hint_json(cluster, hint)).collect();
+    Some(HolderJson { server: name_of(cluster, server)?.to_string(), hints })
 }
 
 fn owner_json(

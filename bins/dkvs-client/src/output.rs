@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use dkvs::{Bytes, Context, Got, ServerName, Written};
+use dkvs::{Bytes, Context, Got, ServerName, StandIn, Written};
 use serde::Serialize;
 
 use crate::args::{Args, Common};
@@ -72,20 +72,21 @@ impl<W: Write> Output<W> {
 
     /// A write that is done.
     pub(crate) fn written(&mut self, written: &Written) -> Result<(), Failure> {
-        self.remark("acknowledged", written.acked(), written.context());
+        self.remark("acknowledged", written.acked(), written.stand_ins(), written.context());
         match self.format {
             Format::Text => self.bytes(b"OK\n"),
             Format::Raw => Ok(()),
             Format::Json => {
                 let (acked, context) = (names(written.acked()), written.context().to_string());
-                self.json(&WrittenJson { ok: true, acked, context })
+                let stand_ins = StandInJson::of(written.stand_ins());
+                self.json(&WrittenJson { ok: true, acked, stand_ins, context })
             }
         }
     }
 
     /// The value of a key.
     pub(crate) fn value(&mut self, value: &Bytes, got: &Got) -> Result<(), Failure> {
-        self.remark("answered", got.answered(), got.context());
+        self.remark("answered", got.answered(), got.stand_ins(), got.context());
         match self.format {
             Format::Text => {
                 self.note_siblings(got.sibling_count());
@@ -103,7 +104,7 @@ impl<W: Write> Output<W> {
 
     /// All values of a key.
     pub(crate) fn siblings(&mut self, got: &Got) -> Result<(), Failure> {
-        self.remark("answered", got.answered(), got.context());
+        self.remark("answered", got.answered(), got.stand_ins(), got.context());
         match self.format {
             Format::Text | Format::Raw => got.siblings().iter().try_for_each(|sibling| match sibling {
                 Some(value) => self.ok_value(value),
@@ -136,7 +137,7 @@ impl<W: Write> Output<W> {
             Failure::NobodyAnswered if self.format == Format::Json => {}
             Failure::NobodyAnswered => note(&failure.to_string()),
             Failure::NotFound(got) => {
-                self.remark("answered", got.answered(), got.context());
+                self.remark("answered", got.answered(), got.stand_ins(), got.context());
                 self.fail(failure, kind, Some(got));
                 if self.format != Format::Json {
                     self.note_siblings(got.sibling_count());
@@ -213,14 +214,27 @@ impl<W: Write> Output<W> {
         }
     }
 
-    fn remark(&self, did: &str, servers: &[ServerName], context: &Context) {
+    /// Who did what was asked. An answer that rests on stand-ins promises less, and says so to people who did not ask.
+    fn remark(&self, did: &str, owners: &[ServerName], stand_ins: &[StandIn], context: &Context) {
+        if !stand_ins.is_empty() && self.format != Format::Json {
+            note(&format!("{did} by {}", counted(owners.len(), stand_ins.len())));
+        }
         if self.verbose {
-            if !servers.is_empty() {
-                note(&format!("{did}: {}", names(servers).join(", ")));
+            if !owners.is_empty() {
+                note(&format!("{did}: {}", names(owners).join(", ")));
+            }
+            for StandIn { server, owner } in stand_ins {
+                note(&format!("{server} stood in for {owner}"));
             }
             note(&format!("context: {context}"));
         }
     }
+}
+
+/// `2 owners, 1 stand-in`.
+fn counted(owners: usize, stand_ins: usize) -> String {
+    let plural = |number: usize| if number == 1 { "" } else { "s" };
+    format!("{owners} owner{}, {stand_ins} stand-in{}", plural(owners), plural(stand_ins))
 }
 
 /// A line on stderr. When nobody can be told, nothing can be done about it.
@@ -282,7 +296,25 @@ pub(crate) fn text_or_hex(bytes: &[u8]) -> Result<&str, String> {
 struct WrittenJson {
     ok: bool,
     acked: Vec<String>,
+    stand_ins: Vec<StandInJson>,
     context: String,
+}
+
+#[derive(Serialize)]
+struct StandInJson {
+    server: String,
+    #[serde(rename = "for")]
+    owner: String,
+}
+
+impl StandInJson {
+    fn of(stand_ins: &[StandIn]) -> Vec<Self> {
+        let named = |stand_in: &StandIn| {
+            let StandIn { server, owner } = stand_in;
+            Self { server: server.to_string(), owner: owner.to_string() }
+        };
+        stand_ins.iter().map(named).collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -347,13 +379,15 @@ impl<'a> ValueJson<'a> {
 struct SeenJson {
     siblings: usize,
     answered: Vec<String>,
+    stand_ins: Vec<StandInJson>,
     context: String,
 }
 
 impl SeenJson {
     fn of(got: &Got) -> Self {
         let (answered, context) = (names(got.answered()), got.context().to_string());
-        Self { siblings: got.sibling_count(), answered, context }
+        let stand_ins = StandInJson::of(got.stand_ins());
+        Self { siblings: got.sibling_count(), answered, stand_ins, context }
     }
 }
 
@@ -372,6 +406,15 @@ mod tests {
             ("\u{85}".as_bytes(), "\\xc2\\x85"),
         ] {
             assert_eq!(escaped(bytes), line);
+        }
+    }
+
+    #[test]
+    fn owners_and_stand_ins_are_told_apart() {
+        for (owners, stand_ins, text) in
+            [(2, 1, "2 owners, 1 stand-in"), (1, 2, "1 owner, 2 stand-ins"), (0, 3, "0 owners, 3 stand-ins")]
+        {
+            assert_eq!(counted(owners, stand_ins), text);
         }
     }
 

@@ -49,6 +49,7 @@ pub(crate) struct Config {
     pub(crate) n: Option<usize>,
     pub(crate) r: Option<usize>,
     pub(crate) w: Option<usize>,
+    pub(crate) sloppy: bool,
 
     pub(crate) value_len_max: usize,
     pub(crate) siblings_warn: usize,
@@ -131,6 +132,7 @@ impl Default for Config {
             n: None,
             r: None,
             w: None,
+            sloppy: false,
             value_len_max: VALUE_LEN_MAX_DEFAULT,
             siblings_warn: siblings.warn,
             siblings_max: siblings.max,

@@ -101,6 +101,7 @@ impl Settings {
         Ok(ServerConfig {
             quorum: Quorum::with_defaults(ring.servers().len(), n, r, w)
                 .map_err(|error| anyhow!("the default quorum cannot be: {error}"))?,
+            sloppy: self.config.sloppy,
             durability: self.config.durability.into(),
             disk_free_bytes_min: self.config.disk_free_bytes_min,
             scrub_bytes_per_s: self.config.scrub_bytes_per_s,
@@ -158,6 +159,7 @@ mod tests {
         let rest = |config: &ServerConfig| {
             let ServerConfig {
                 quorum,
+                sloppy,
                 durability,
                 disk_free_bytes_min,
                 scrub_bytes_per_s,
@@ -176,7 +178,15 @@ mod tests {
             let storage = (durability, disk_free_bytes_min, scrub_bytes_per_s, scrub_pause);
             let pace = (repair_interval, repair_bytes_per_s_max);
             let repair = (hint_bytes_max, pace, ping_interval, siblings);
-            (quorum, storage, repair, value_len_max, clock_skew_ms_max, timeout_max, format!("{endpoint:?}"))
+            (
+                (quorum, sloppy),
+                storage,
+                repair,
+                value_len_max,
+                clock_skew_ms_max,
+                timeout_max,
+                format!("{endpoint:?}"),
+            )
         };
         assert_eq!(rest(&ours), rest(&theirs));
         assert_eq!(Settings::new(Config::default()).unwrap().store, Some(FjallConfig::default()));

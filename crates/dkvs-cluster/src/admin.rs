@@ -49,7 +49,8 @@ impl<S: Socket, T: Store> Running<S, T> {
         };
         let [n, r, w] = [self.quorum.n(), self.quorum.r(), self.quorum.w()]
             .map(|number| u16::try_from(number).unwrap_or(u16::MAX));
-        RingReport { servers: self.coordinator.ring.servers().iter().map(server).collect(), n, r, w }
+        let servers = self.coordinator.ring.servers().iter().map(server).collect();
+        RingReport { servers, n, r, w, sloppy: self.sloppy }
     }
 
     fn status(&self) -> StatusReport {

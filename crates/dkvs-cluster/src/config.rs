@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub addresses: Vec<SocketAddr>,
     /// The quorums told to clients that do not choose.
     pub quorum: Quorum,
+    /// Whether clients that do not choose are told that other servers may stand in for owners.
+    pub sloppy: bool,
     /// How durable a write is before it is acknowledged.
     pub durability: Durability,
     /// Bytes that have to be free on the disk for values to be accepted; below a quarter of it, nothing is written. 0 for no
@@ -87,6 +89,7 @@ impl ServerConfig {
             me,
             addresses,
             quorum,
+            sloppy: false,
             durability: Durability::Fsync,
             disk_free_bytes_min: 256 << 20,
             scrub_bytes_per_s: 4 << 20,

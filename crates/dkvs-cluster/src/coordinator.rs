@@ -10,7 +10,14 @@
 //!   get   this server's record ──> "send yours unless it is this one" ──> R agree, or are made to ──> answer
 //! ```
 //!
-//! What it leaves out: it asks all owners every time, also those that are thought to be down. Whoever answers counts.
+//! In a sloppy request the slot of an owner that is not seen up, fails, or says nothing for a while is offered to the next
+//! server that may stand in for it ([`Participants`]). The owner is asked all the same. A server that does not own the key
+//! coordinates a sloppy put itself when none of the owners does: it makes the event in a hint ([`crate::hints`]), and the
+//! others get the record as always.
+//!
+//! What it leaves out: it asks all owners every time, also those that are thought to be down. Whoever answers counts. A
+//! stand-in that has not answered when the client is answered is not waited for: this server keeps hints for all owners that
+//! have not acknowledged, whoever else does.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,6 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dkvs_core::hlc::WallMs;
 use dkvs_core::limits::{KEY_LEN_MAX, TTL_MS_MAX};
+use dkvs_core::participants::Participants;
 use dkvs_core::quorum::{Answer as OwnerState, Progress, Quorum, ReadQuorum, WriteQuorum};
 use dkvs_core::record::{Body, Record, RecordHash, Sibling};
 use dkvs_core::ring::{Ring, RingId, ServerIndex};
@@ -29,7 +37,7 @@ use dkvs_net::{Answered, CallError, Endpoint, Gauge, Patience, Socket, Validity}
 use dkvs_proto::context;
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
-    Token,
+    StandIn, Token,
 };
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Refusal, Request};
@@ -38,7 +46,7 @@ use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +61,8 @@ use crate::writer::{ClientWrite, TOO_MANY_VERSIONS};
 const REPORT_SHARE: u32 = 10;
 const REPORT_MAX: Duration = Duration::from_millis(100);
 
-/// Part of a request's time after which an owner that shows no sign of life is passed over when forwarding.
+/// Part of a request's time after which an owner that shows no sign of life is passed over when forwarding, and others are
+/// asked to stand in for owners that have not answered.
 const SILENCE_SHARE: u32 = 4;
 const SILENCE_MAX: Duration = Duration::from_millis(250);
 
@@ -136,6 +145,38 @@ struct Missed {
 
 type Writes = FuturesUnordered<BoxFuture<'static, FromOwner<Vec<Dot>>>>;
 
+/// For whom a server was asked to stand in, and what it answered.
+type FromStandIn<A> = (ServerIndex, FromOwner<A>);
+type StandInWrites = FuturesUnordered<BoxFuture<'static, FromStandIn<Vec<Dot>>>>;
+
+/// Who takes part in one request.
+#[derive(Clone)]
+struct Cast {
+    participants: Participants,
+    is_sloppy: bool,
+    /// Owners that were found not to answer while the request was passed on.
+    silent: BTreeSet<ServerIndex>,
+    /// The owner for which this server stands in.
+    mine: Option<ServerIndex>,
+    /// When others are asked to stand in for owners that have not answered by then.
+    impatient_from: Instant,
+}
+
+impl Cast {
+    fn owners(&self) -> &[ServerIndex] {
+        self.participants.owners()
+    }
+}
+
+/// What came of passing a put on.
+enum Forwarded {
+    Answered(ClientAnswer),
+    /// No owner that was tried will begin it any more; whether one of them may have done it.
+    InVain(Failure, bool),
+    /// One of them may.
+    Unknown(Failure),
+}
+
 impl<S: Socket, T: Store> Coordinator<S, T> {
     pub(crate) async fn handle(self: &Arc<Self>, request: ClientRequest, validity: Validity) -> ClientAnswer {
         let outcome = match request {
@@ -167,6 +208,20 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Ok(())
     }
 
+    /// Checks that this server may stand in for another; says whom a hint for that one is for.
+    pub(crate) fn check_stand_in(
+        &self,
+        ring: RingId,
+        key: &[u8],
+        owner: ServerIndex,
+    ) -> Result<Target, Refusal> {
+        self.check(ring, key)?;
+        if owner == self.me || owner.as_usize() >= self.ring.servers().len() {
+            return Err(Refusal::Invalid("there is no other server of this number to stand in for".into()));
+        }
+        Ok(self.target(owner))
+    }
+
     fn owners(&self, key: &[u8], n: u16, r: u16, w: u16) -> Result<Vec<ServerIndex>, Refusal> {
         let [n, r, w] = [n, r, w].map(usize::from);
         Quorum::with_defaults(self.ring.servers().len(), Some(n), Some(r), Some(w))
@@ -180,14 +235,55 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Instant::now() + (timeout - (timeout / REPORT_SHARE).min(REPORT_MAX))
     }
 
+    /// Who takes part in a request for a key: its owners, and if it is sloppy whoever may stand in for them.
+    fn cast(&self, key: &[u8], n: u16, is_sloppy: bool, deadline: Instant) -> Cast {
+        let (n, now) = (usize::from(n), Instant::now());
+        let participants = if is_sloppy {
+            let preference = self.ring.owners_of_key(key, self.ring.servers().len());
+            Participants::sloppy(preference, n, self.me)
+        } else {
+            Participants::strict(self.ring.owners_of_key(key, n))
+        };
+        let impatient_from = now + (deadline.saturating_duration_since(now) / SILENCE_SHARE).min(SILENCE_MAX);
+        Cast { participants, is_sloppy, silent: BTreeSet::new(), mine: None, impatient_from }
+    }
+
     async fn put(self: &Arc<Self>, put: Put, validity: Validity) -> Result<ClientAnswer, Failure> {
         let start = Instant::now();
         self.check(put.ring, &put.key).map_err(Failure::Refused)?;
         let owners = self.owners(&put.key, put.n, 1, put.w).map_err(Failure::Refused)?;
         let deadline = self.deadline(put.timeout_ms);
-        if !owners.contains(&self.me) {
-            return self.forward(put, &owners, deadline, validity).await;
+        let mut cast = self.cast(&put.key, put.n, put.sloppy, deadline);
+        if owners.contains(&self.me) {
+            return self.put_here(put, validity, &cast, deadline, start).await;
         }
+        match self.forward(put.clone(), &owners, deadline, validity.clone()).await {
+            Forwarded::Answered(answer) => Ok(answer),
+            Forwarded::InVain(in_vain, maybe_done) if put.sloppy && !put.forwarded => {
+                cast.silent.extend(&owners);
+                cast.mine = owners.first().copied();
+                // This server comes first of all that may stand in.
+                let _me = cast.mine.and_then(|owner| cast.participants.stand_in_for(owner, |_| true));
+                match self.put_here(put, validity, &cast, deadline, start).await {
+                    // It speaks for itself alone.
+                    Err(Failure::Refused(_)) if maybe_done => Err(in_vain),
+                    done => done,
+                }
+            }
+            Forwarded::InVain(failure, _) | Forwarded::Unknown(failure) => Err(failure),
+        }
+    }
+
+    /// Coordinates a put, as an owner or in the place of one.
+    async fn put_here(
+        self: &Arc<Self>,
+        put: Put,
+        validity: Validity,
+        cast: &Cast,
+        deadline: Instant,
+        start: Instant,
+    ) -> Result<ClientAnswer, Failure> {
+        let owners = cast.owners();
         check_ttl(&put).map_err(Failure::Refused)?;
         let body = match put.body {
             PutBody::Value(value) if value.len() > self.value_len_max => {
@@ -203,64 +299,115 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let terms = Terms { durability: put.durability, cause };
 
         let write = ClientWrite { op: put.op, body, ttl_ms: put.ttl_ms };
-        let event = self.replica.event(put.key.clone(), seen, write, validity.clone(), terms.durability);
+        let hint_for = cast.mine.map(|owner| self.target(owner));
+        let (key, durability) = (put.key.clone(), terms.durability);
+        let event = self.replica.event_in(hint_for, key, seen, write, validity.clone(), durability);
         let mut event = match timeout_at(deadline, event).await {
             Ok(Ok(event)) => event,
-            Ok(Err(error)) => return Err(self.own_failure(error, &owners, put.w, start)),
-            Err(_) => return Err(self.unanswered(&owners, put.w, start)),
+            Ok(Err(error)) => return Err(self.own_failure(error, owners, put.w, start)),
+            Err(_) => return Err(self.unanswered(owners, put.w, start)),
         };
-        let mut quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline, terms).await;
+        let mut quorum = self.replicate(&put.key, &event.record, cast, put.w, deadline, terms).await;
         if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
             // Others held values that this put is to replace and had not heard of.
             let missed = quorum.missed().clone();
-            let second =
-                self.replica.supersede(put.key.clone(), event.clone(), missed, validity, terms.durability);
+            let (key, first) = (put.key.clone(), event.clone());
+            let second = self.replica.supersede(hint_for, key, first, missed, validity, terms.durability);
             match second.await {
                 Ok(Some(second)) => {
                     event = second;
-                    quorum = self.replicate(&put.key, &event.record, &owners, put.w, deadline, terms).await;
+                    quorum = self.replicate(&put.key, &event.record, cast, put.w, deadline, terms).await;
                 }
                 // Somebody has read this put's value and replaced it: it is held, and over.
                 Ok(None) => {}
-                Err(error) => return Err(self.unknown(error, &owners, put.w, start)),
+                Err(error) => return Err(self.unknown(error, owners, put.w, start)),
             }
         }
+        let stand_ins = stand_ins(quorum.stand_ins());
         if quorum.progress() != Progress::Reached {
-            return Err(missed(put.w, report(quorum.answers()), start));
+            return Err(missed(put.w, report(quorum.answers()), stand_ins, start));
         }
         let acked = quorum.answers().filter(|(_, answer)| **answer == OwnerState::Ok);
         Ok(ClientAnswer::Put(PutDone {
             acked: acked.map(|(server, _)| server).collect(),
             context: Token(context::encode(&put.key, &event.seen)),
+            stand_ins,
         }))
     }
 
-    /// Sends `record` to the other owners and waits until `w` hold it, this server included. The rest goes on in the
-    /// background, and whoever has not acknowledged it by the deadline gets a hint.
+    /// Sends `record` to the other owners and waits until `w` slots are filled, the one of this server included. The rest goes
+    /// on in the background, and whoever has not acknowledged it by the deadline gets a hint.
     async fn replicate(
         self: &Arc<Self>,
         key: &Bytes,
         record: &Record,
-        owners: &[ServerIndex],
+        cast: &Cast,
         w: u16,
         deadline: Instant,
         terms: Terms,
     ) -> WriteQuorum<OwnerAnswer> {
-        let mut quorum = WriteQuorum::new(owners, w.into());
-        quorum.acked(self.me, &[]);
-        let others = owners.iter().filter(|&&owner| owner != self.me);
+        let mut quorum = WriteQuorum::new(cast.owners(), w.into());
+        let mut participants = cast.participants.clone();
+        match cast.mine {
+            None => _ = quorum.acked(self.me, &[]),
+            Some(owner) => {
+                quorum.stand_in_asked(owner);
+                quorum.stood_in(owner, self.me, &[]);
+            }
+        }
+        let others = cast.owners().iter().filter(|&&owner| owner != self.me);
         let mut writes: Writes = others
+            .clone()
             .map(|&owner| self.clone().merge_at(owner, key.clone(), record.clone(), deadline, terms))
             .collect();
-        while quorum.progress() == Progress::Pending {
-            let Some((owner, answer)) = writes.next().await else { break };
-            match answer {
-                Ok(missed) => quorum.acked(owner, &missed),
-                Err(reason) => quorum.failed(owner, reason),
+        let mut stand_ins = StandInWrites::new();
+        let mut asked: BTreeSet<ServerIndex> = cast.mine.into_iter().collect();
+        // Finds the next server to stand in for an owner, if there is one.
+        let mut stand_in = |owner, quorum: &mut WriteQuorum<OwnerAnswer>, stand_ins: &StandInWrites| {
+            let Some(server) = participants.stand_in_for(owner, |server| self.detector.is_up(server)) else {
+                return quorum.nobody_stands_in(owner);
             };
+            quorum.stand_in_asked(owner);
+            let (key, record) = (key.clone(), record.clone());
+            stand_ins.push(self.clone().stand_in_at(server, owner, key, record, deadline, terms));
+            quorum.progress()
+        };
+        for &owner in others.clone().filter(|&&owner| self.is_away(owner, cast)) {
+            if quorum.progress() == Progress::Pending && asked.insert(owner) {
+                stand_in(owner, &mut quorum, &stand_ins);
+            }
+        }
+        let mut is_patient = cast.is_sloppy;
+        while quorum.progress() == Progress::Pending {
+            tokio::select! {
+                biased;
+                Some((owner, answer)) = writes.next() => match answer {
+                    Ok(missed) => _ = quorum.acked(owner, &missed),
+                    Err(reason) => {
+                        if asked.insert(owner) {
+                            stand_in(owner, &mut quorum, &stand_ins);
+                        }
+                        quorum.failed(owner, reason);
+                    }
+                },
+                Some((owner, (server, answer))) = stand_ins.next() => match answer {
+                    Ok(missed) => _ = quorum.stood_in(owner, server, &missed),
+                    Err(_) => _ = stand_in(owner, &mut quorum, &stand_ins),
+                },
+                () = sleep_until(cast.impatient_from), if is_patient => {
+                    is_patient = false;
+                    let waiting = quorum.answers().filter(|(_, answer)| **answer == OwnerState::Waiting);
+                    let waiting: Vec<_> = waiting.map(|(owner, _)| owner).collect();
+                    for owner in waiting.into_iter().filter(|&owner| asked.insert(owner)) {
+                        stand_in(owner, &mut quorum, &stand_ins);
+                    }
+                }
+                else => break,
+            }
         }
         let (mut failed, mut waiting) = (Vec::new(), BTreeSet::new());
-        for (owner, answer) in quorum.answers() {
+        // For the owner for which this server stands in, the record is in a hint already.
+        for (owner, answer) in quorum.answers().filter(|(owner, _)| cast.mine != Some(*owner)) {
             match answer {
                 OwnerState::Ok => {}
                 OwnerState::Failed(_) => failed.push(owner),
@@ -293,6 +440,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         quorum
     }
 
+    /// Whether others are asked at once to stand in for an owner.
+    fn is_away(&self, owner: ServerIndex, cast: &Cast) -> bool {
+        cast.silent.contains(&owner) || !self.detector.is_up(owner)
+    }
+
     /// Does something after the request was answered.
     fn go_on(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let coordinator = self.clone();
@@ -323,8 +475,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 answer = writes.next() => match answer {
                     None => break,
                     Some((owner, answer)) => {
-                        waiting.remove(&owner);
-                        if answer.is_err() {
+                        if waiting.remove(&owner) && answer.is_err() {
                             self.hint(owner, missed).await;
                         }
                     }
@@ -404,6 +555,53 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         })
     }
 
+    /// Has `server` keep a record for `owner`, and count for it.
+    fn stand_in_at(
+        self: Arc<Self>,
+        server: ServerIndex,
+        owner: ServerIndex,
+        key: Bytes,
+        record: Record,
+        deadline: Instant,
+        terms: Terms,
+    ) -> BoxFuture<'static, FromStandIn<Vec<Dot>>> {
+        Box::pin(async move {
+            let (ring, Terms { durability, cause }) = (self.ring.id(), terms);
+            let request = ReplicaRequest::MergeHint { ring, key, record, owner, durability, cause };
+            let answer = match self.ask(server, request, deadline).await {
+                Ok(ReplicaAnswer::Merged { missed }) => Ok(missed),
+                Ok(other) => Err(unexpected(other)),
+                Err(reason) => Err(reason),
+            };
+            (owner, (server, answer))
+        })
+    }
+
+    /// Has `server` send what it keeps of a key for others, unless it is what is `known` here.
+    fn hints_at(
+        self: Arc<Self>,
+        server: ServerIndex,
+        owner: ServerIndex,
+        key: Bytes,
+        known: (RecordHash, Record),
+        deadline: Instant,
+    ) -> BoxFuture<'static, FromStandIn<Record>> {
+        Box::pin(async move {
+            if server == self.me {
+                let kept = self.replica.fetch_hints(&key);
+                return (owner, (server, kept.map_err(|error| OwnerAnswer::Refused(error.refusal()))));
+            }
+            let request = ReplicaRequest::FetchHints { ring: self.ring.id(), key, known: known.0 };
+            let answer = match self.ask(server, request, deadline).await {
+                Ok(ReplicaAnswer::Same) => Ok(known.1),
+                Ok(ReplicaAnswer::Record(record)) => Ok(record),
+                Ok(other) => Err(unexpected(other)),
+                Err(reason) => Err(reason),
+            };
+            (owner, (server, answer))
+        })
+    }
+
     /// Has `owner` send its record, unless it is the one `known` here.
     pub(crate) fn fetch_at(
         self: Arc<Self>,
@@ -449,40 +647,43 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         }
     }
 
-    /// Passes a put to the first owner that shows a sign of life, beginning with those that answered lately. It is not
-    /// passed to a second owner while the first may still begin it.
+    /// Passes a put to the first owner that shows a sign of life, beginning with those that answered lately; a sloppy one to
+    /// those only. It is not passed to a second owner while the first may still begin it.
     async fn forward(
         &self,
         mut put: Put,
         owners: &[ServerIndex],
         deadline: Instant,
         validity: Validity,
-    ) -> Result<ClientAnswer, Failure> {
+    ) -> Forwarded {
         if put.forwarded {
-            return Err(Failure::Refused(Refusal::NotOwner));
+            return Forwarded::InVain(Failure::Refused(Refusal::NotOwner), false);
         }
         let start = Instant::now();
         put.forwarded = true;
         let silence = ((deadline - start) / SILENCE_SHARE).min(SILENCE_MAX);
         let mut tried = Vec::new();
-        let mut maybe_done = false;
-        for owner in self.detector.by_liveness(owners) {
+        let (mut maybe_done, mut may_begin_later) = (false, false);
+        let mut owners = self.detector.by_liveness(owners);
+        owners.retain(|&owner| !put.sloppy || self.detector.is_up(owner));
+        for owner in owners {
             let left = deadline.saturating_duration_since(Instant::now());
             put.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
             let to = self.addresses[owner.as_usize()];
             let request = Request::Client(ClientRequest::Put(put.clone()));
             let within = Some(validity.clone());
             let patience = Patience { deadline, silence: Some(silence), within, passed_on: false };
-            let may_begin_later = match self.endpoint.ask(to, &request, patience).await {
+            may_begin_later = match self.endpoint.ask(to, &request, patience).await {
                 // It speaks for itself alone, and for the process that it is now.
                 Ok(Answered {
                     answer: Answer::Client(ClientAnswer::Failed(Failure::Refused(reason))),
                     maybe_done_before,
                 }) if maybe_done || maybe_done_before => {
                     tried.push((owner, OwnerAnswer::Refused(reason)));
+                    may_begin_later = true;
                     break;
                 }
-                Ok(Answered { answer: Answer::Client(answer), .. }) => return Ok(answer),
+                Ok(Answered { answer: Answer::Client(answer), .. }) => return Forwarded::Answered(answer),
                 Ok(_) => {
                     maybe_done = true;
                     false
@@ -497,7 +698,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 break;
             }
         }
-        Err(missed(put.w, tried, start))
+        let failure = missed(put.w, tried, Vec::new(), start);
+        if may_begin_later { Forwarded::Unknown(failure) } else { Forwarded::InVain(failure, maybe_done) }
     }
 
     /// This server's own part failed, before anything left for another. Only of a commit that failed nobody knows what is
@@ -521,24 +723,25 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     fn unknown(&self, error: ReplicaError, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
         let mut quorum: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
         quorum.failed(self.me, OwnerAnswer::Refused(error.refusal()));
-        missed(needed, report(quorum.answers()), start)
+        missed(needed, report(quorum.answers()), Vec::new(), start)
     }
 
     fn unanswered(&self, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
         let nobody: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
-        missed(needed, report(nobody.answers()), start)
+        missed(needed, report(nobody.answers()), Vec::new(), start)
     }
 
     async fn get(self: &Arc<Self>, get: Get) -> Result<ClientAnswer, Failure> {
         let start = Instant::now();
         self.check(get.ring, &get.key).map_err(Failure::Refused)?;
-        let owners = self.owners(&get.key, get.n, get.r, 1).map_err(Failure::Refused)?;
+        self.owners(&get.key, get.n, get.r, 1).map_err(Failure::Refused)?;
         let deadline = self.deadline(get.timeout_ms);
-        let mut read = Read::start(self.clone(), get.key.clone(), &owners, get.r, deadline);
+        let cast = self.cast(&get.key, get.n, get.sloppy, deadline);
+        let mut read = Read::start(self.clone(), get.key.clone(), cast, get.r, deadline);
         read.run_until(|progress| progress != Progress::Pending).await;
         let (Progress::Reached, Some(target)) = (read.quorum.progress(), read.quorum.target()) else {
             let owners = read.quorum.answers().map(|(server, answer)| (server, owner_answer(answer)));
-            return Err(missed(get.r, owners.collect(), start));
+            return Err(missed(get.r, owners.collect(), stand_ins(read.quorum.stand_ins()), start));
         };
         if !fits(target) {
             return Err(Failure::Refused(Refusal::Invalid(TOO_MANY_VERSIONS.into())));
@@ -570,19 +773,20 @@ struct Read<S: Socket, T> {
     quorum: ReadQuorum<OwnerAnswer>,
     fetches: FuturesUnordered<BoxFuture<'static, FromOwner<Record>>>,
     repairs: Writes,
+    cast: Cast,
+    /// What is at hand here, so that it need not be sent.
+    known: (RecordHash, Record),
+    /// Owners for which somebody was asked to stand in.
+    asked: BTreeSet<ServerIndex>,
+    stand_ins: FuturesUnordered<BoxFuture<'static, FromStandIn<Record>>>,
 }
 
 impl<S: Socket, T: Store> Read<S, T> {
     /// Asks every owner; this server's own record is at hand and tells the others what need not be sent.
-    fn start(
-        coordinator: Arc<Coordinator<S, T>>,
-        key: Bytes,
-        owners: &[ServerIndex],
-        r: u16,
-        deadline: Instant,
-    ) -> Self {
-        let mut quorum = ReadQuorum::new(owners, r.into());
-        let mut own = Record::new();
+    fn start(coordinator: Arc<Coordinator<S, T>>, key: Bytes, cast: Cast, r: u16, deadline: Instant) -> Self {
+        let owners = cast.owners().to_vec();
+        let mut quorum = ReadQuorum::new(&owners, r.into());
+        let (mut own, mut is_unreadable) = (Record::new(), false);
         if owners.contains(&coordinator.me) {
             match coordinator.replica.fetch(&key) {
                 Ok(record) => {
@@ -591,49 +795,100 @@ impl<S: Socket, T: Store> Read<S, T> {
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot read the own record");
+                    is_unreadable = true;
                     quorum.failed(coordinator.me, OwnerAnswer::Refused(error.refusal()));
                 }
             }
         }
         let fetches = FuturesUnordered::new();
+        let known = (own.hash(), own);
         // With R = 1 the own record is the answer, and asking others would only cost.
-        if quorum.progress() == Progress::Pending {
-            let known = (own.hash(), own);
+        let goes_on = quorum.progress() == Progress::Pending;
+        if goes_on {
             for &owner in owners.iter().filter(|&&owner| owner != coordinator.me) {
                 fetches.push(coordinator.clone().fetch_at(owner, key.clone(), known.clone(), deadline));
             }
         }
-        Self { coordinator, key, deadline, quorum, fetches, repairs: FuturesUnordered::new() }
+        let (asked, repairs, stand_ins) = Default::default();
+        let mut read =
+            Self { coordinator, key, deadline, quorum, fetches, repairs, cast, known, asked, stand_ins };
+        for owner in owners.into_iter().filter(|_| goes_on) {
+            let is_away = if owner == read.coordinator.me {
+                is_unreadable
+            } else {
+                read.coordinator.is_away(owner, &read.cast)
+            };
+            if is_away {
+                read.stand_in_once(owner);
+            }
+        }
+        read
     }
 
     fn under_way(&self) -> usize {
-        self.fetches.len() + self.repairs.len()
+        self.fetches.len() + self.repairs.len() + self.stand_ins.len()
+    }
+
+    /// Asks somebody to stand in for an owner, if nobody was asked yet.
+    fn stand_in_once(&mut self, owner: ServerIndex) {
+        if self.asked.insert(owner) {
+            self.stand_in(owner);
+        }
+    }
+
+    /// Asks the next server to stand in for an owner, if there is one.
+    fn stand_in(&mut self, owner: ServerIndex) {
+        let Self { coordinator, cast, .. } = self;
+        let is_up = |server| coordinator.detector.is_up(server);
+        let Some(server) = cast.participants.stand_in_for(owner, is_up) else {
+            self.quorum.nobody_stands_in(owner);
+            return;
+        };
+        self.quorum.stand_in_asked(owner);
+        let (coordinator, key, known) = (self.coordinator.clone(), self.key.clone(), self.known.clone());
+        self.stand_ins.push(coordinator.hints_at(server, owner, key, known, self.deadline));
     }
 
     /// Feeds answers to the fold and sends the repairs it asks for, until `enough` or nothing is under way.
     async fn run_until(&mut self, enough: impl Fn(Progress) -> bool) {
+        let mut is_patient = self.cast.is_sloppy;
         self.send_repairs();
         while !enough(self.quorum.progress()) {
             tokio::select! {
                 biased;
                 Some((owner, answer)) = self.repairs.next() => match answer {
-                    Ok(_) => self.quorum.repaired(owner),
-                    Err(reason) => self.quorum.failed(owner, reason),
+                    Ok(_) => _ = self.quorum.repaired(owner),
+                    Err(reason) => self.failed(owner, reason),
                 },
                 Some((owner, answer)) = self.fetches.next() => match answer {
-                    Ok(record) => self.quorum.replied(owner, record),
-                    Err(reason) => self.quorum.failed(owner, reason),
+                    Ok(record) => _ = self.quorum.replied(owner, record),
+                    Err(reason) => self.failed(owner, reason),
                 },
+                Some((owner, (server, answer))) = self.stand_ins.next() => match answer {
+                    Ok(record) => _ = self.quorum.stood_in(owner, server, record),
+                    Err(_) => self.stand_in(owner),
+                },
+                () = sleep_until(self.cast.impatient_from), if is_patient && self.under_way() > 0 => {
+                    is_patient = false;
+                    let waiting = self.quorum.answers().filter(|(_, answer)| *answer == OwnerState::Waiting);
+                    let waiting: Vec<_> = waiting.map(|(owner, _)| owner).collect();
+                    waiting.into_iter().for_each(|owner| self.stand_in_once(owner));
+                }
                 else => return,
             };
             self.send_repairs();
         }
     }
 
+    fn failed(&mut self, owner: ServerIndex, reason: OwnerAnswer) {
+        self.stand_in_once(owner);
+        self.quorum.failed(owner, reason);
+    }
+
     /// After the answer: waits for those that have not replied, then has everybody who is found to lack something take all
     /// that was found. One repair of a key at a time: what another one is at is left to it, or to the next get.
     async fn repair_late(mut self) {
-        let mut late = Vec::new();
+        let (mut late, mut kept) = (Vec::new(), Vec::new());
         loop {
             tokio::select! {
                 biased;
@@ -645,12 +900,16 @@ impl<S: Socket, T: Store> Read<S, T> {
                     late.extend(answer.ok().map(|record| (owner, record)));
                     continue;
                 }
+                Some((_, (_, answer))) = self.stand_ins.next() => {
+                    kept.extend(answer.ok());
+                    continue;
+                }
                 else => break,
             };
         }
         let Some(target) = self.quorum.target() else { return };
         let mut all = target.clone();
-        late.iter().for_each(|(_, record)| all.merge(record));
+        late.iter().map(|(_, record)| record).chain(&kept).for_each(|record| all.merge(record));
         let held = self.quorum.holders().map(|owner| (owner, target));
         let held = held.chain(late.iter().map(|(owner, record)| (*owner, record)));
         let stale: Vec<_> =
@@ -708,6 +967,7 @@ fn get_done(get: &Get, target: &Record, quorum: &ReadQuorum<OwnerAnswer>, now: W
         values: values.into_iter().take(sent).map(put_body).collect(),
         context: seen(&get.key, target.vv()),
         answered: answered.map(|(server, _)| server).collect(),
+        stand_ins: stand_ins(quorum.stand_ins()),
     }
 }
 
@@ -774,9 +1034,19 @@ fn report<'a>(
     answers.map(|(server, answer)| (server, owner_answer(by_reference(answer)))).collect()
 }
 
-fn missed(needed: u16, owners: Vec<(ServerIndex, OwnerAnswer)>, start: Instant) -> Failure {
+fn missed(
+    needed: u16,
+    owners: Vec<(ServerIndex, OwnerAnswer)>,
+    stand_ins: Vec<StandIn>,
+    start: Instant,
+) -> Failure {
     let waited_ms = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
-    Failure::Quorum(QuorumMissed { needed, owners, waited_ms })
+    Failure::Quorum(QuorumMissed { needed, owners, waited_ms, stand_ins })
+}
+
+/// As they are told to clients, from the owners and who counts for them.
+fn stand_ins(slots: impl Iterator<Item = (ServerIndex, ServerIndex)>) -> Vec<StandIn> {
+    slots.map(|(owner, server)| StandIn { server, owner }).collect()
 }
 
 #[cfg(test)]

@@ -6,19 +6,34 @@
 //! has changed meanwhile.
 //!
 //! ```text
-//!   hints/  1, target, partition, key   ->  layout version, 1; the record      a hint
-//!   hints/  2, target, partition        ->  how often it was marked            a dirty mark
+//!   hints/  1, target, partition, key   ->  a hint
+//!             u8  layout version, 2
+//!             u8  flags: 1 this server has made events in the hint
+//!             u8  durability of its delivery: 0 the target's own, 1 interval, 2 fsync
+//!             u64 incarnation  u32 epoch  u64 counter  of its last event there       only with flag 1
+//!             u32 CRC-32 of the bytes before it
+//!             the record
+//!   hints/  2, target, partition        ->  how often it was marked: a dirty mark
 //! ```
+//! Layout version 1, which is still read, has the record right after its version.
+//!
 //! A target is the first 8 bytes of SHA-1 over its name, `IP PORT`: its place in the ring's list may change with the list.
 //!
 //! The record stands in the hint, although the coordinator has one of its own: a hint then outlives damage to
 //! the coordinator's record, and a server that does not own the key can keep one as well.
 //!
+//! A server that *stands in* for an owner keeps a hint that *counts*: it took the owner's place in a quorum. The key's hints
+//! are also what it answers with when it is asked to stand in for a read, and what it makes an event on when it coordinates a
+//! put itself. The number of its last event is part of the hint whose target it made it for, so that such puts need not
+//! each begin a new epoch; what may be counted on is told by that hint alone, as it is written with each such event.
+//!
 //! The hints of one target have a budget in bytes. What would exceed it leaves a *dirty mark* for its partition instead: there
 //! the target is known to lack something, but not what, and [`crate::anti_entropy`] compares. So does a hint that is damaged.
+//! A hint that counts is kept whatever the budget is; the others give way.
 //!
 //! Invariants:
-//! - a hint goes away only when its target has acknowledged it as it is, or when a dirty mark takes its place;
+//! - a hint goes away only when its target has acknowledged it as it is, or when it is damaged and a dirty mark takes its place;
+//! - one that counts is there, and is delivered to be as durable as its write was to be, or it is not acknowledged;
 //! - all changes go through the one writer, and a hint is as durable as its write was to be.
 //!
 //! What it leaves out: what was under way when the coordinator was killed. It had not given the owner up yet, and there is
@@ -34,6 +49,7 @@ use dkvs_core::position::{Partition, Position};
 use dkvs_core::record::{Record, RecordHash};
 use dkvs_core::ring::ServerIndex;
 use dkvs_core::servers::ServerName;
+use dkvs_core::version::Dot;
 use dkvs_net::Socket;
 use dkvs_proto::message::client::OwnerAnswer;
 use dkvs_proto::message::{self, Refusal};
@@ -46,8 +62,16 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::coordinator::Coordinator;
 use crate::damage::is_damage;
 use crate::replica::{ReplicaError, Terms};
+use crate::stored::read_dot;
+use crate::writer::TOO_MANY_VERSIONS;
 
-const LAYOUT_VERSION: u8 = 1;
+const LAYOUT_VERSION: u8 = 2;
+/// The record alone, after the version.
+const LAYOUT_VERSION_PLAIN: u8 = 1;
+const HAS_OWN: u8 = 1;
+const HEAD_LEN: usize = 3;
+const OWN_LEN: usize = 20;
+const CRC_LEN: usize = 4;
 const HINT: u8 = 1;
 const DIRTY: u8 = 2;
 const TARGET_LEN: usize = 8;
@@ -102,8 +126,10 @@ pub struct DirtyMark {
 
 /// A change of what is kept for a target.
 pub(crate) enum HintChange {
-    /// It missed this record.
+    /// It missed this record. It is held for it elsewhere too, so it need not be kept over the budget.
     Keep { target: Target, key: Bytes, record: Record },
+    /// This server stands in for it: the record counts.
+    Hold { target: Target, key: Bytes, held: Held },
     /// It has acknowledged the record of this hash.
     Delivered { target: Target, key: Bytes, hash: RecordHash },
     /// Its replica of the partition was compared and made equal since the mark was read.
@@ -134,6 +160,12 @@ impl HintsKept {
         self.tallies().get(&target).copied().unwrap_or_default()
     }
 
+    /// Those for whom there are hints.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        let tallies = self.tallies();
+        tallies.iter().filter(|(_, tally)| tally.hints > 0).map(|(target, _)| *target).collect()
+    }
+
     /// Counts a hint that could not be written. Returns how many there were.
     pub(crate) fn not_kept(&self) -> u64 {
         self.unkept.fetch_add(1, Ordering::Relaxed) + 1
@@ -150,6 +182,26 @@ pub(crate) struct Hint {
     pub(crate) key: Bytes,
     /// `Err` when it is damaged.
     pub(crate) record: Result<Record, RecordError>,
+    /// How durable the target has to make it, if that is more than its own level.
+    pub(crate) durability: message::Durability,
+}
+
+/// What stands in a hint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) record: Record,
+    /// The last event that this server made in this hint.
+    pub(crate) own: Option<Dot>,
+    pub(crate) durability: message::Durability,
+}
+
+impl Hint {
+    fn read(key: Bytes, value: &Bytes) -> Self {
+        match decode(value) {
+            Ok(Held { record, durability, .. }) => Self { key, record: Ok(record), durability },
+            Err(reason) => Self { key, record: Err(reason), durability: message::Durability::default() },
+        }
+    }
 }
 
 /// What is to stand in which place; `None` for nothing.
@@ -202,7 +254,11 @@ impl HintWriter {
     /// Applies a change to the batch being built.
     pub(crate) fn stage(&mut self, store: &impl Store, change: HintChange) -> Result<(), ReplicaError> {
         match change {
-            HintChange::Keep { target, key, record } => self.keep(store, target, &key, record),
+            HintChange::Keep { target, key, record } => {
+                let durability = message::Durability::default();
+                self.keep(store, target, &key, Held { record, own: None, durability }, false)
+            }
+            HintChange::Hold { target, key, held } => self.keep(store, target, &key, held, true),
             HintChange::Delivered { target, key, hash } => self.delivered(store, target, &key, hash),
             HintChange::Clean(mark) => self.clean(store, mark),
         }
@@ -213,22 +269,32 @@ impl HintWriter {
         store: &impl Store,
         target: Target,
         key: &[u8],
-        mut record: Record,
+        mut new: Held,
+        counts: bool,
     ) -> Result<(), ReplicaError> {
         let place = hint_place(target, key);
         let held = self.get(store, &place)?;
         match held.as_ref().map(decode) {
             None => {}
-            Some(Ok(held)) => record.merge(&held),
+            Some(Ok(held)) => {
+                new.record.merge(&held.record);
+                new.own = new.own.or(held.own);
+                new.durability = new.durability.max(held.durability);
+            }
             Some(Err(reason)) => self.damaged(store, target, key, reason)?,
         }
         let before = held.as_ref().map_or(0, |held| entry_len(&place, held));
-        if !fits(&record) {
-            return self.mark(store, target, Partition::of_key(key));
+        if !fits(&new.record) {
+            return if counts {
+                Err(ReplicaError::Refused(Refusal::Invalid(TOO_MANY_VERSIONS.into())))
+            } else {
+                self.mark(store, target, Partition::of_key(key))
+            };
         }
-        let value = encode(&record);
+        let value = encode(&new);
         let tally = self.tallies.entry(target).or_default();
-        if tally.bytes - before.min(tally.bytes) + entry_len(&place, &value) > self.bytes_max {
+        let bytes = tally.bytes - before.min(tally.bytes) + entry_len(&place, &value);
+        if !counts && bytes > self.bytes_max {
             return self.mark(store, target, Partition::of_key(key));
         }
         if let Some(held) = &held {
@@ -237,6 +303,26 @@ impl HintWriter {
         tally.hint_added(&place, &value);
         self.staged.insert(place, Some(value));
         Ok(())
+    }
+
+    /// All that is kept of a key for others, and in the hint for `target` the last event made there. What is damaged is left
+    /// out.
+    pub(crate) fn held(
+        &self,
+        store: &impl Store,
+        target: Target,
+        key: &[u8],
+    ) -> Result<(Record, Option<Dot>), StoreError> {
+        let (mut all, mut own) = (Record::new(), None);
+        for other in self.tallies.iter().filter(|(_, tally)| tally.hints > 0).map(|(other, _)| *other) {
+            let value = self.get(store, &hint_place(other, key))?;
+            let Some(Ok(held)) = value.as_ref().map(decode) else { continue };
+            all.merge(&held.record);
+            if other == target {
+                own = held.own;
+            }
+        }
+        Ok((all, own))
     }
 
     /// Deletes the hint, unless it has changed since it was read.
@@ -250,7 +336,7 @@ impl HintWriter {
         let place = hint_place(target, key);
         let Some(held) = self.get(store, &place)? else { return Ok(()) };
         match decode(&held) {
-            Ok(record) if record.hash() != hash => return Ok(()),
+            Ok(held) if held.record.hash() != hash => return Ok(()),
             Ok(_) => {}
             Err(reason) => self.damaged(store, target, key, reason)?,
         }
@@ -394,19 +480,50 @@ fn times(value: &Bytes) -> u64 {
     value.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-fn encode(record: &Record) -> Bytes {
-    let mut bytes = Vec::with_capacity(160 + record.value_len());
-    bytes.push(LAYOUT_VERSION);
-    record_bytes::encode(record, &mut bytes);
+fn encode(held: &Held) -> Bytes {
+    let mut bytes = Vec::with_capacity(160 + held.record.value_len());
+    let own_flag = if held.own.is_some() { HAS_OWN } else { 0 };
+    let durability = match held.durability {
+        message::Durability::Memory => 0,
+        message::Durability::Interval => 1,
+        message::Durability::Fsync => 2,
+    };
+    bytes.extend_from_slice(&[LAYOUT_VERSION, own_flag, durability]);
+    if let Some(own) = held.own {
+        record_bytes::write_dot(own, &mut bytes);
+    }
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    record_bytes::encode(&held.record, &mut bytes);
     bytes.into()
 }
 
-fn decode(value: &Bytes) -> Result<Record, RecordError> {
+fn decode(value: &Bytes) -> Result<Held, RecordError> {
+    let malformed = RecordError::Malformed;
     match value.first() {
-        Some(&LAYOUT_VERSION) => record_bytes::decode(&value.slice(1..)),
-        Some(&other) => Err(RecordError::Version(other)),
-        None => Err(RecordError::Malformed),
+        Some(&LAYOUT_VERSION) => {}
+        Some(&LAYOUT_VERSION_PLAIN) => {
+            return Ok(Held { record: record_bytes::decode(&value.slice(1..))?, ..Held::default() });
+        }
+        Some(&other) => return Err(RecordError::Version(other)),
+        None => return Err(malformed),
     }
+    let &[_, flags, durability] = value.first_chunk::<HEAD_LEN>().ok_or(malformed)?;
+    let head_len = HEAD_LEN + if flags & HAS_OWN == 0 { 0 } else { OWN_LEN };
+    let head = value.get(..head_len).ok_or(malformed)?;
+    let crc = value.get(head_len..head_len + CRC_LEN).ok_or(malformed)?;
+    if crc != crc32fast::hash(head).to_be_bytes() {
+        return Err(RecordError::Checksum);
+    }
+    let durability = match durability {
+        0 => message::Durability::Memory,
+        1 => message::Durability::Interval,
+        2 => message::Durability::Fsync,
+        _ => return Err(malformed),
+    };
+    let own = read_dot(&head[HEAD_LEN..]);
+    let record = record_bytes::decode(&value.slice(head_len + CRC_LEN..))?;
+    Ok(Held { record, own, durability })
 }
 
 /// The hints of one target after one of them, in the order of partitions and keys.
@@ -419,7 +536,7 @@ pub(crate) fn page(
     let after = after.map_or(start, |key| hint_place(target, key));
     let page = store.scan(Keyspace::Hints, Some(&after), PAGE)?;
     let ours = page.into_iter().map_while(|(place, value)| match Place::read(&place)? {
-        Place::Hint { target: of, key } if of == target => Some(Hint { key, record: decode(&value) }),
+        Place::Hint { target: of, key } if of == target => Some(Hint::read(key, &value)),
         Place::Hint { .. } | Place::Dirty { .. } => None,
     });
     Ok(ours.collect())
@@ -437,7 +554,7 @@ pub(crate) fn held(
         value => value?,
     };
     Ok(value.map(|value| {
-        let hint = Hint { key: Bytes::copy_from_slice(key), record: decode(&value) };
+        let hint = Hint::read(Bytes::copy_from_slice(key), &value);
         (hint, entry_len(&place, &value))
     }))
 }
@@ -453,6 +570,8 @@ pub enum Kept {
         key: Bytes,
         /// What the target missed; `None` when the hint is damaged.
         record: Option<Record>,
+        /// The last event that the server made in the hint.
+        own: Option<Dot>,
     },
     /// A dirty mark.
     Dirty(DirtyMark),
@@ -462,7 +581,11 @@ pub enum Kept {
 #[must_use]
 pub fn decode_kept(place: &Bytes, value: &Bytes) -> Option<Kept> {
     Some(match Place::read(place)? {
-        Place::Hint { target, key } => Kept::Hint { target, key, record: decode(value).ok() },
+        Place::Hint { target, key } => {
+            let held = decode(value).ok();
+            let own = held.as_ref().and_then(|held| held.own);
+            Kept::Hint { target, key, record: held.map(|held| held.record), own }
+        }
         Place::Dirty { target, partition } => {
             Kept::Dirty(DirtyMark { target, partition, times: times(value) })
         }
@@ -601,13 +724,14 @@ async fn one<S: Socket, T: Store>(
     coordinator: &Arc<Coordinator<S, T>>,
     server: ServerIndex,
     target: Target,
-    Hint { key, record }: Hint,
+    Hint { key, record, durability }: Hint,
 ) -> Result<Delivery, ReplicaError> {
     let hash = match record {
         Ok(record) => {
             let hash = record.hash();
             let deadline = Instant::now() + ANSWER_MAX;
-            let merging = coordinator.clone().merge_at(server, key.clone(), record, deadline, Terms::UPKEEP);
+            let terms = Terms { durability, ..Terms::UPKEEP };
+            let merging = coordinator.clone().merge_at(server, key.clone(), record, deadline, terms);
             if let (_, Err(reason)) = merging.await {
                 tracing::debug!(?server, ?reason, "a hint was not acknowledged");
                 if reason == OwnerAnswer::Refused(Refusal::Overloaded) {
@@ -648,7 +772,7 @@ pub(crate) mod tests {
 
     /// A hint as it is stored.
     pub(crate) fn hint_entry(key: &[u8], record: &Record) -> (Bytes, Bytes) {
-        (hint_place(target(), key), encode(record))
+        (hint_place(target(), key), encode(&Held { record: record.clone(), ..Held::default() }))
     }
 
     fn record(counter: u64) -> Record {
@@ -755,5 +879,68 @@ pub(crate) mod tests {
         commit(&store, &mut writer, vec![delivered(&record(1))]).await;
         assert!(page(&store, target(), None).unwrap().is_empty(), "the damaged hint is gone");
         assert_eq!(dirty_marks(&store, None, 10).unwrap().len(), 1);
+    }
+
+    fn hold(record: &Record, own: Option<Dot>) -> HintChange {
+        let held = Held { record: record.clone(), own, durability: message::Durability::Fsync };
+        HintChange::Hold { target: target(), key: Bytes::from_static(KEY), held }
+    }
+
+    #[tokio::test]
+    async fn a_hint_that_counts_is_kept_over_the_budget_and_others_give_way() {
+        let store = MemoryStore::new();
+        let mut writer = HintWriter::open(&store, 10).unwrap();
+        commit(&store, &mut writer, vec![hold(&record(1), None)]).await;
+        assert_eq!(held(&store), [record(1)]);
+        commit(&store, &mut writer, vec![keep(&record(2))]).await;
+        assert_eq!(held(&store), [record(1)], "what is there stays, and the rest leaves a mark");
+        let tally = writer.kept().tally(target());
+        assert_eq!((tally.hints, tally.dirty), (1, 1));
+        commit(&store, &mut writer, vec![hold(&record(3), None)]).await;
+        assert_eq!(held(&store)[0].siblings().len(), 2);
+        assert_eq!(page(&store, target(), None).unwrap()[0].durability, message::Durability::Fsync);
+    }
+
+    #[tokio::test]
+    async fn the_last_event_is_kept_with_the_hint_it_was_made_in_and_goes_with_it() {
+        let store = MemoryStore::new();
+        let mut writer = HintWriter::open(&store, 1 << 20).unwrap();
+        let other = Target::of(&ServerName::new("127.0.0.1", 1235).unwrap());
+        let own = record(1).siblings()[0].dot;
+        let elsewhere = HintChange::Keep { target: other, key: Bytes::from_static(KEY), record: record(2) };
+        commit(&store, &mut writer, vec![hold(&record(1), Some(own)), elsewhere, keep(&record(3))]).await;
+        let mut all = record(1);
+        all.merge(&record(2));
+        all.merge(&record(3));
+        assert_eq!(writer.held(&store, target(), KEY).unwrap(), (all.clone(), Some(own)));
+        assert_eq!(writer.held(&store, other, KEY).unwrap(), (all, None), "another hint's is not its own");
+        let hint = held(&store).remove(0);
+        commit(&store, &mut writer, vec![delivered(&hint)]).await;
+        assert_eq!(writer.held(&store, target(), KEY).unwrap(), (record(2), None));
+    }
+
+    #[test]
+    fn a_hint_reads_back_one_of_the_first_layout_too_and_damage_is_noticed() {
+        let own = Some(Dot { actor: Actor { incarnation: 7, epoch: 8 }, counter: 9 });
+        for durability in
+            [message::Durability::Memory, message::Durability::Interval, message::Durability::Fsync]
+        {
+            for own in [None, own] {
+                let held = Held { record: record(1), own, durability };
+                assert_eq!(decode(&encode(&held)), Ok(held));
+            }
+        }
+        let plain = [&[LAYOUT_VERSION_PLAIN][..], &record_bytes::to_vec(&record(1))].concat();
+        assert_eq!(decode(&plain.into()), Ok(Held { record: record(1), ..Held::default() }));
+
+        let bytes = encode(&Held { record: record(1), own, durability: message::Durability::Fsync });
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&damaged.into()).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes.slice(..len)).is_err(), "{len} bytes");
+        }
     }
 }

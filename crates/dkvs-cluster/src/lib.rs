@@ -10,7 +10,7 @@
 //! - [`Replica`] holds records. One writer applies all changes, in batches, and answers when they are durable.
 //! - [`Coordinator`](crate) drives one request over the owners of a key, through the folds of `dkvs_core::quorum`.
 //! - `failure_detector` knows who answers: whom to ask first, and whom to spare what can wait.
-//! - `hints` keeps what other owners have missed, and delivers it when they answer.
+//! - `hints` keeps what other owners have missed, also in their place, and delivers it when they answer.
 //! - `tree` sums up the records, and `anti_entropy` compares these sums with other servers' and makes equal what differs.
 //! - `scrub` reads all records, slowly, in search of damage; `mend` repairs what was found from the other owners.
 //! - [`check`] looks at a store without a server.

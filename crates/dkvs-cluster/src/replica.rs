@@ -339,8 +339,23 @@ impl<T: Store> Replica<T> {
         valid: Validity,
         durability: message::Durability,
     ) -> Result<Event, ReplicaError> {
+        self.event_in(None, key, context, write, valid, durability).await
+    }
+
+    /// [`Replica::event`], in the hint for an owner for which this server stands in, if there is one, and on all hints of the
+    /// key. Of what this server owns itself it takes no notice.
+    pub(crate) async fn event_in(
+        &self,
+        hint_for: Option<Target>,
+        key: Bytes,
+        context: Option<VersionVector>,
+        write: ClientWrite,
+        valid: Validity,
+        durability: message::Durability,
+    ) -> Result<Event, ReplicaError> {
         let len = key.len() + write.body.len();
-        self.change(len, |done| Change::Event { key, context, write, valid, durability, done }).await
+        let change = |done| Change::Event { hint_for, key, context, write, valid, durability, done };
+        self.change(len, change).await
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
@@ -357,8 +372,10 @@ impl<T: Store> Replica<T> {
 
     /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
     /// has been replaced meanwhile. Refused when the put is not `valid` any more: what was missed may then be newer.
+    /// It is made where the first was, in the record or in a hint.
     pub(crate) async fn supersede(
         &self,
+        hint_for: Option<Target>,
         key: Bytes,
         first: Event,
         missed: VersionVector,
@@ -366,7 +383,34 @@ impl<T: Store> Replica<T> {
         durability: message::Durability,
     ) -> Result<Option<Event>, ReplicaError> {
         let len = key.len() + first.record.value_len();
-        self.change(len, |done| Change::Supersede { key, first, missed, valid, durability, done }).await
+        let change = |done| Change::Supersede { hint_for, key, first, missed, valid, durability, done };
+        self.change(len, change).await
+    }
+
+    /// Keeps a record for an owner for which this server stands in. Returns what it kept of the key before that the record had
+    /// not heard of, as [`Replica::merge`] does.
+    pub(crate) async fn stand_in(
+        &self,
+        target: Target,
+        key: Bytes,
+        record: Record,
+        terms: Terms,
+    ) -> Result<Vec<Dot>, ReplicaError> {
+        let len = key.len() + record.value_len();
+        self.change(len, |done| Change::StandIn { target, key, record, terms, done }).await
+    }
+
+    /// All that is kept of a key for others; empty when nothing is.
+    ///
+    /// # Errors
+    /// When some of it cannot be read: others have to be asked.
+    pub(crate) fn fetch_hints(&self, key: &[u8]) -> Result<Record, ReplicaError> {
+        let mut all = Record::new();
+        for target in self.hints_kept.targets() {
+            let Some((hint, _)) = self.hint_held(target, key)? else { continue };
+            all.merge(&hint.record.map_err(|_| ReplicaError::Damaged)?);
+        }
+        Ok(all)
     }
 
     /// Changes what is kept for another server. Returns when that is durable.
@@ -377,6 +421,7 @@ impl<T: Store> Replica<T> {
     ) -> Result<(), ReplicaError> {
         let len = match &change {
             HintChange::Keep { key, record, .. } => key.len() + record.value_len(),
+            HintChange::Hold { key, held, .. } => key.len() + held.record.value_len(),
             HintChange::Delivered { .. } | HintChange::Clean(_) => 0,
         };
         self.change(len, |done| Change::Hint { change, durability, done }).await
@@ -595,6 +640,66 @@ mod tests {
                 .await
                 .unwrap();
             assert_eq!(event.record, before);
+        }
+    }
+
+    fn target(port: u16) -> Target {
+        Target::of(&ServerName::new("127.0.0.1", port).unwrap())
+    }
+
+    async fn put_in_hint(replica: &Replica<MemoryStore>, sequence: u64, target: Target) -> Event {
+        let write = ClientWrite::lasting(op(sequence), value("v"));
+        replica.event_in(Some(target), KEY, None, write, Validity::unlimited(), WEAK).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn events_in_a_hint_replace_what_is_kept_and_count_on_and_leave_the_own_record_alone() {
+        let replica = replica().await;
+        let first = put_in_hint(&replica, 1, target(1)).await;
+        let second = put_in_hint(&replica, 2, target(1)).await;
+        assert_eq!(second.dot, Dot { counter: 2, ..first.dot });
+        assert_eq!((second.record.siblings().len(), second.record.vv().len()), (1, 1));
+        assert_eq!(replica.fetch_hints(&KEY).unwrap(), second.record);
+        assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
+        // What was kept for anybody is known to whoever makes a record for somebody else.
+        let missed = replica.stand_in(target(2), KEY, made_elsewhere(op(3), value("w")), Terms::UPKEEP).await;
+        assert_eq!(missed.unwrap(), [second.dot]);
+        assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 2);
+    }
+
+    /// The later hint is delivered and gone, the earlier one stays.
+    #[tokio::test]
+    async fn an_event_is_not_numbered_on_from_a_hint_that_is_behind() {
+        let replica = replica().await;
+        let mut dots = vec![put_in_hint(&replica, 1, target(1)).await.dot];
+        for sequence in 2..6 {
+            let event = put_in_hint(&replica, sequence, target(2)).await;
+            dots.push(event.dot);
+            let delivered = HintChange::Delivered { target: target(2), key: KEY, hash: event.record.hash() };
+            replica.hint(delivered, WEAK).await.unwrap();
+            assert!(replica.hint_held(target(2), &KEY).unwrap().is_none());
+        }
+        dots.push(put_in_hint(&replica, 6, target(1)).await.dot);
+        let distinct: std::collections::BTreeSet<_> = dots.iter().collect();
+        assert_eq!(distinct.len(), dots.len(), "{dots:?}");
+    }
+
+    /// What an owner takes over from a stand-in that has it on its disk must be on the owner's disk.
+    #[tokio::test]
+    async fn a_hint_that_counts_is_delivered_to_the_disk_unless_memory_is_all_that_was_asked_for() {
+        use Durability::{Fsync, Interval, Memory};
+        use message::Durability as Asked;
+        for (server, asked, expected) in [
+            (Memory, Asked::Memory, Asked::Memory),
+            (Memory, Asked::Interval, Asked::Fsync),
+            (Interval, Asked::Memory, Asked::Fsync),
+            (Fsync, Asked::Memory, Asked::Fsync),
+        ] {
+            let replica = replica_on(Arc::new(MemoryStore::new()), server).await;
+            let terms = Terms { durability: asked, cause: Cause::Put };
+            replica.stand_in(target(1), KEY, made_elsewhere(op(1), value("v")), terms).await.unwrap();
+            let (hint, _) = replica.hint_held(target(1), &KEY).unwrap().unwrap();
+            assert_eq!(hint.durability, expected, "{server:?}, asked for {asked:?}");
         }
     }
 
@@ -838,7 +943,9 @@ mod tests {
         replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP).await.unwrap();
         let missed =
             VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);
-        assert!(replica.supersede(KEY, first, missed, expired.clone(), WEAK).await.is_err_and(overloaded));
+        assert!(
+            replica.supersede(None, KEY, first, missed, expired.clone(), WEAK).await.is_err_and(overloaded)
+        );
         assert_eq!(shown(&replica).await.len(), 2);
     }
 }

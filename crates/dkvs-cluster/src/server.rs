@@ -47,6 +47,7 @@ pub(crate) struct Running<S: Socket, T> {
     pub(crate) coordinator: Arc<Coordinator<S, T>>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) quorum: Quorum,
+    pub(crate) sloppy: bool,
     pub(crate) data_dir: String,
     pub(crate) disk_free_bytes_min: u64,
     pub(crate) scrub: Arc<Scrub>,
@@ -118,6 +119,7 @@ impl<S: Socket, T: Store> Server<S, T> {
             coordinator: Arc::new(coordinator),
             clock,
             quorum: config.quorum,
+            sloppy: config.sloppy,
             data_dir: config.data_dir,
             disk_free_bytes_min: config.disk_free_bytes_min,
             scrub: Arc::default(),
@@ -221,6 +223,26 @@ impl<S: Socket, T: Store> Running<S, T> {
                 Err(refusal) => Err(ReplicaError::Refused(refusal)),
             },
             ReplicaRequest::Ping => Ok(ReplicaAnswer::Alive),
+            ReplicaRequest::MergeHint { ring, key, record, owner, durability, cause } => {
+                match self.coordinator.check_stand_in(ring, &key, owner) {
+                    Ok(target) => {
+                        self.clock.observe(from, &record);
+                        let terms = Terms { durability, cause };
+                        let kept = self.coordinator.replica.stand_in(target, key, record, terms).await;
+                        kept.map(|missed| {
+                            self.coordinator.detector.news(owner).notify_one();
+                            ReplicaAnswer::Merged { missed }
+                        })
+                    }
+                    Err(refusal) => Err(ReplicaError::Refused(refusal)),
+                }
+            }
+            ReplicaRequest::FetchHints { ring, key, known } => match self.coordinator.check(ring, &key) {
+                Ok(()) => self.coordinator.replica.fetch_hints(&key).map(|record| {
+                    if record.hash() == known { ReplicaAnswer::Same } else { ReplicaAnswer::Record(record) }
+                }),
+                Err(refusal) => Err(ReplicaError::Refused(refusal)),
+            },
             ReplicaRequest::Repair(request) => {
                 anti_entropy::answer(&self.coordinator, request).map(ReplicaAnswer::Repair)
             }

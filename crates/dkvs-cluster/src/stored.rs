@@ -108,7 +108,8 @@ impl Stored {
     }
 }
 
-fn read_dot(bytes: &[u8]) -> Option<Dot> {
+/// The dot that [`record::write_dot`] wrote; `None` when there is none.
+pub(crate) fn read_dot(bytes: &[u8]) -> Option<Dot> {
     let (incarnation, rest) = bytes.split_first_chunk()?;
     let (epoch, rest) = rest.split_first_chunk()?;
     let (counter, _) = rest.split_first_chunk()?;

@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
 use crate::damage::{self, Damage, is_damage};
-use crate::hints::{HintChange, HintWriter};
+use crate::hints::{Held, HintChange, HintWriter, Target};
 use crate::identity::Identity;
 use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
 use crate::siblings::SiblingWarnings;
@@ -71,6 +71,8 @@ impl ClientWrite {
 /// Something to do to one key.
 pub(crate) enum Change {
     Event {
+        /// The owner for which this server stands in, if it does: the event is made in the hint for it.
+        hint_for: Option<Target>,
         key: Bytes,
         context: Option<VersionVector>,
         write: ClientWrite,
@@ -79,6 +81,8 @@ pub(crate) enum Change {
         done: Done<Event>,
     },
     Supersede {
+        /// As that of the first event.
+        hint_for: Option<Target>,
         key: Bytes,
         first: Event,
         missed: VersionVector,
@@ -111,6 +115,14 @@ pub(crate) enum Change {
     /// Read on in search of what the hash tree does not know.
     ReadTree {
         done: Done<Vec<Bytes>>,
+    },
+    /// Keep a record for an owner for which this server stands in.
+    StandIn {
+        target: Target,
+        key: Bytes,
+        record: Record,
+        terms: Terms,
+        done: Done<Vec<Dot>>,
     },
     /// Change what is kept for another server.
     Hint {
@@ -554,17 +566,20 @@ impl<T: Store> Writer<T> {
         staged: &mut BTreeMap<Bytes, Staged>,
     ) -> Option<Waiting> {
         match change {
-            Change::Event { key, context, write, valid, durability, done } => {
+            Change::Event { hint_for, key, context, write, valid, durability, done } => {
                 let cause = if write.body == Body::Tombstone { Cause::Upkeep } else { Cause::Put };
-                let result = in_time(&valid)
-                    .and_then(|()| space.admit(cause))
-                    .and_then(|()| self.entry(store_key(&key), staged))
-                    .and_then(|entry| {
-                        let before = entry.stored.record.siblings().len();
-                        let event = self.event(entry, context, write)?;
-                        self.look_at_siblings(&key, before, entry);
-                        self.strengthen(entry, durability);
-                        Ok(event)
+                let result =
+                    in_time(&valid).and_then(|()| space.admit(cause)).and_then(|()| match hint_for {
+                        Some(target) => self.in_hint(target, &key, durability, |writer, entry| {
+                            writer.event(entry, context, write)
+                        }),
+                        None => self.entry(store_key(&key), staged).and_then(|entry| {
+                            let before = entry.stored.record.siblings().len();
+                            let event = self.event(entry, context, write)?;
+                            self.look_at_siblings(&key, before, entry);
+                            self.strengthen(entry, durability);
+                            Ok(event)
+                        }),
                     });
                 or_refuse(result, done).map(|(event, done)| Waiting::Event(done, event))
             }
@@ -581,15 +596,18 @@ impl<T: Store> Writer<T> {
                     });
                 or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
             }
-            Change::Supersede { key, first, missed, valid, durability, done } => {
-                let result = in_time(&valid)
-                    .and_then(|()| space.admit(Cause::Upkeep))
-                    .and_then(|()| self.entry(store_key(&key), staged))
-                    .and_then(|entry| {
+            Change::Supersede { hint_for, key, first, missed, valid, durability, done } => {
+                let admitted = in_time(&valid).and_then(|()| space.admit(Cause::Upkeep));
+                let result = admitted.and_then(|()| match hint_for {
+                    Some(target) => self.in_hint(target, &key, durability, |writer, entry| {
+                        writer.supersede(entry, &first, &missed)
+                    }),
+                    None => self.entry(store_key(&key), staged).and_then(|entry| {
                         let event = self.supersede(entry, &first, &missed)?;
                         self.strengthen(entry, durability);
                         Ok(event)
-                    });
+                    }),
+                });
                 or_refuse(result, done).map(|(event, done)| Waiting::Superseded(done, event))
             }
             Change::Quarantine { store_key, done } => {
@@ -613,11 +631,55 @@ impl<T: Store> Writer<T> {
                 self.tree_readers.push(done);
                 None
             }
+            Change::StandIn { target, key, record, terms, done } => {
+                let result = space.admit(terms.cause).and_then(|()| {
+                    self.in_hint(target, &key, terms.durability, |_, entry| merge(entry, &record))
+                });
+                or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
+            }
             Change::Hint { change, durability, done } => {
                 let result = space.admit(Cause::Upkeep).and_then(|()| self.hints.stage(&*self.store, change));
                 self.batch_durability = self.batch_durability.max(level(durability));
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
+        }
+    }
+
+    /// Changes what is kept of a key for others, and keeps what comes of it for one of them. It counts in a quorum, so it is
+    /// written even if nothing new came of it: what is there may be less durable.
+    fn in_hint<A>(
+        &mut self,
+        target: Target,
+        key: &Bytes,
+        asked: message::Durability,
+        change: impl FnOnce(&mut Self, &mut Staged) -> Result<A, ReplicaError>,
+    ) -> Result<A, ReplicaError> {
+        let (record, own) = self.hints.held(&*self.store, target, key)?;
+        let mut entry = Staged {
+            // No record of this server.
+            hash: None,
+            stored: Stored { record, own, is_incomplete: false },
+            before: None,
+            changed: false,
+            remains: None,
+            newly_damaged: false,
+            mended: false,
+        };
+        let answer = change(self, &mut entry)?;
+        let Stored { record, own, .. } = entry.stored;
+        let key = key.clone();
+        let held = Held { record, own, durability: self.delivered_as(asked) };
+        self.hints.stage(&*self.store, HintChange::Hold { target, key, held })?;
+        self.batch_durability = self.batch_durability.max(level(asked));
+        Ok(answer)
+    }
+
+    /// How durable an owner has to make what was kept for it, before it is deleted here: it takes the place of a copy that
+    /// may be on the disk by then.
+    fn delivered_as(&self, asked: message::Durability) -> message::Durability {
+        match self.config.durability.max(level(asked)) {
+            Durability::Memory => message::Durability::Memory,
+            Durability::Interval | Durability::Fsync => message::Durability::Fsync,
         }
     }
 

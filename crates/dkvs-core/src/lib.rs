@@ -9,10 +9,12 @@
 //!   key ──SHA-1──> Position ──top 16 bits──> Partition ──Ring──> preference list (owners, fallbacks)
 //!   put ──Record::event──> Record ──Record::merge──> Record           what an owner stores
 //!   replies ──WriteQuorum / ReadQuorum──> Pending | Reached | Unreachable
+//!   preference list ──Participants──> owners, and who stands in for them
 //!   records ──EntryHash──> Leaves ──Node──> where two replicas differ
 //! ```
 //!
-//! Reading order: [`position`] and [`servers`], [`ring`]; [`version`], [`record`]; [`hlc`]; [`quorum`]; [`hash_tree`]; [`limits`].
+//! Reading order: [`position`] and [`servers`], [`ring`]; [`version`], [`record`]; [`hlc`]; [`quorum`], [`participants`];
+//! [`hash_tree`]; [`limits`].
 //!
 //! What it leaves out: bytes. How a record or a message is laid out is the business of `dkvs-proto`.
 
@@ -29,5 +31,7 @@ pub mod record;
 pub mod hlc;
 
 pub mod quorum;
+
+pub mod participants;
 
 pub mod hash_tree;

@@ -13,8 +13,12 @@
 //!            B: {1}  C: {1,2} ->  target {1,2}, repair B; C has it ->  B acked: reached
 //! ```
 //!
-//! Invariants: each owner counts once, whatever is repeated; a server that is not an owner never counts; an
-//! acknowledgement that arrives after its time-out still counts, as it is true.
+//! In a sloppy request another server may stand in for an owner ([`crate::participants`]), and counts in its place. What a
+//! stand-in holds is merged into a read's target, but it is not sent the target: it keeps writes, not copies. So a sloppy
+//! read makes owners agree, and not those who stand in for them.
+//!
+//! Invariants: each owner's slot counts once, whatever is repeated and whoever fills it; a server that is not an owner counts
+//! only where it was asked to stand in; an acknowledgement that arrives after its time-out still counts, as it is true.
 //!
 //! What it leaves out: the target is fixed by the first `r` replies. A later reply that knows more is not waited for
 //! and not returned; it is left to repair after the answer.
@@ -152,11 +156,24 @@ pub enum Answer<E> {
     Failed(E),
 }
 
-/// Counts the owners that hold a write. `E` is a failure's reason, kept for the report.
+/// What became of the server that was asked to stand in for an owner.
+#[derive(Clone, Debug)]
+enum StandIn<A> {
+    /// Asked, and nothing heard yet.
+    Asked,
+    /// It did what was asked.
+    Done(ServerIndex, A),
+}
+
+/// By the owner for whom they stand in. An owner without an entry has no stand-in, or one that failed.
+type StandIns<A> = BTreeMap<ServerIndex, StandIn<A>>;
+
+/// Counts the owners that hold a write, and those that stand in for them. `E` is a failure's reason, kept for the report.
 #[derive(Clone, Debug)]
 pub struct WriteQuorum<E> {
     needed: usize,
     answers: BTreeMap<ServerIndex, Answer<E>>,
+    stand_ins: StandIns<()>,
     missed: VersionVector,
 }
 
@@ -165,7 +182,7 @@ impl<E> WriteQuorum<E> {
     #[must_use]
     pub fn new(owners: &[ServerIndex], w: usize) -> Self {
         let answers = owners.iter().map(|&owner| (owner, Answer::Waiting)).collect();
-        Self { needed: w, answers, missed: VersionVector::new() }
+        Self { needed: w, answers, stand_ins: StandIns::new(), missed: VersionVector::new() }
     }
 
     /// `server` holds the write durably. `missed` are the dots of values it held that the write did not cover.
@@ -187,12 +204,51 @@ impl<E> WriteQuorum<E> {
         self.progress()
     }
 
+    /// Somebody is asked to stand in for `owner`. Until it has answered or failed, the owner's slot may still be filled.
+    pub fn stand_in_asked(&mut self, owner: ServerIndex) {
+        if self.answers.contains_key(&owner) {
+            self.stand_ins.entry(owner).or_insert(StandIn::Asked);
+        }
+    }
+
+    /// `stand_in` was asked to stand in for `owner`, and holds the write for it durably. `missed` as in
+    /// [`WriteQuorum::acked`].
+    pub fn stood_in(&mut self, owner: ServerIndex, stand_in: ServerIndex, missed: &[Dot]) -> Progress {
+        if let Some(asked) = self.stand_ins.get_mut(&owner) {
+            *asked = StandIn::Done(stand_in, ());
+            missed.iter().for_each(|&dot| self.missed.add(dot));
+        }
+        self.progress()
+    }
+
+    /// Who was asked to stand in for `owner` did not, and nobody else is asked.
+    pub fn nobody_stands_in(&mut self, owner: ServerIndex) -> Progress {
+        if matches!(self.stand_ins.get(&owner), Some(StandIn::Asked)) {
+            self.stand_ins.remove(&owner);
+        }
+        self.progress()
+    }
+
     /// What the replies so far have come to.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        let count = |wanted: fn(&Answer<E>) -> bool| self.answers.values().filter(|a| wanted(a)).count();
-        let acked = count(|answer| matches!(answer, Answer::Ok));
-        progress(acked, count(|answer| matches!(answer, Answer::Waiting)), self.needed)
+        let (mut filled, mut may_come) = (0, 0);
+        for (owner, answer) in &self.answers {
+            match (answer, self.stand_ins.get(owner)) {
+                (Answer::Ok, _) | (_, Some(StandIn::Done(..))) => filled += 1,
+                (Answer::Waiting, _) | (_, Some(StandIn::Asked)) => may_come += 1,
+                (Answer::Failed(_), None) => {}
+            }
+        }
+        progress(filled, may_come, self.needed)
+    }
+
+    /// The slots that count only through a stand-in: the owner, and who holds the write for it.
+    pub fn stand_ins(&self) -> impl Iterator<Item = (ServerIndex, ServerIndex)> {
+        self.stand_ins.iter().filter_map(|(&owner, stand_in)| match (stand_in, self.answers.get(&owner)) {
+            (StandIn::Asked, _) | (_, Some(Answer::Ok)) => None,
+            (&StandIn::Done(server, ()), _) => Some((owner, server)),
+        })
     }
 
     /// All values that acknowledging owners held and the write did not cover. A put without a context replaces them
@@ -227,6 +283,7 @@ enum Reply<E> {
 pub struct ReadQuorum<E> {
     needed: usize,
     replies: BTreeMap<ServerIndex, Reply<E>>,
+    stand_ins: StandIns<Record>,
     target: Option<Record>,
     repairs: Vec<ServerIndex>,
 }
@@ -236,7 +293,7 @@ impl<E> ReadQuorum<E> {
     #[must_use]
     pub fn new(owners: &[ServerIndex], r: usize) -> Self {
         let replies = owners.iter().map(|&owner| (owner, Reply::Waiting)).collect();
-        Self { needed: r, replies, target: None, repairs: Vec::new() }
+        Self { needed: r, replies, stand_ins: StandIns::new(), target: None, repairs: Vec::new() }
     }
 
     /// `server` holds `record`; a key it has never heard of is the empty record.
@@ -270,14 +327,51 @@ impl<E> ReadQuorum<E> {
         self.progress()
     }
 
-    /// What the replies so far have come to.
+    /// Somebody is asked to stand in for `owner`. Until it has answered or failed, the owner's slot may still be filled.
+    pub fn stand_in_asked(&mut self, owner: ServerIndex) {
+        if self.replies.contains_key(&owner) {
+            self.stand_ins.entry(owner).or_insert(StandIn::Asked);
+        }
+    }
+
+    /// `stand_in` was asked to stand in for `owner`, and keeps `record` of the key for others; the empty record when nothing.
+    pub fn stood_in(&mut self, owner: ServerIndex, stand_in: ServerIndex, record: Record) -> Progress {
+        if let Some(asked @ StandIn::Asked) = self.stand_ins.get_mut(&owner) {
+            *asked = StandIn::Done(stand_in, record);
+            self.settle();
+        }
+        self.progress()
+    }
+
+    /// Who was asked to stand in for `owner` did not, and nobody else is asked.
+    pub fn nobody_stands_in(&mut self, owner: ServerIndex) -> Progress {
+        if matches!(self.stand_ins.get(&owner), Some(StandIn::Asked)) {
+            self.stand_ins.remove(&owner);
+        }
+        self.progress()
+    }
+
+    /// What the replies so far have come to. A stand-in counts once the target is known: it is not made to hold it.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        let count =
-            |wanted: fn(&Reply<E>) -> bool| self.replies.values().filter(|reply| wanted(reply)).count();
-        let held = count(|reply| matches!(reply, Reply::Holds));
-        let failed = count(|reply| matches!(reply, Reply::Failed(_) | Reply::RepairFailed(_)));
-        progress(held, self.replies.len() - held - failed, self.needed)
+        let (mut filled, mut may_come) = (0, 0);
+        for (owner, reply) in &self.replies {
+            match (reply, self.stand_ins.get(owner)) {
+                (Reply::Holds, _) => filled += 1,
+                (_, Some(StandIn::Done(..))) if self.target.is_some() => filled += 1,
+                (Reply::Failed(_) | Reply::RepairFailed(_), None) => {}
+                (Reply::Waiting | Reply::Replied(_) | Reply::Stale, _) | (_, Some(_)) => may_come += 1,
+            }
+        }
+        progress(filled, may_come, self.needed)
+    }
+
+    /// The slots whose owner has not answered and a stand-in has: the owner, and who stood in for it.
+    pub fn stand_ins(&self) -> impl Iterator<Item = (ServerIndex, ServerIndex)> {
+        self.stand_ins.iter().filter_map(|(&owner, stand_in)| match (stand_in, self.replies.get(&owner)) {
+            (StandIn::Asked, _) | (_, Some(Reply::Replied(_) | Reply::Stale | Reply::Holds)) => None,
+            (&StandIn::Done(server, _), _) => Some((owner, server)),
+        })
     }
 
     /// The record the read returns once it is reached; `None` until `r` owners have replied.
@@ -311,11 +405,18 @@ impl<E> ReadQuorum<E> {
 
     /// Fixes the target at the `r`-th reply, then tells holders from stale owners.
     fn settle(&mut self) {
-        let replied = || self.replies.values().filter_map(Reply::record);
-        if self.target.is_none() && replied().count() >= self.needed {
-            let mut merged = Record::new();
-            replied().for_each(|record| merged.merge(record));
-            self.target = Some(merged);
+        if self.target.is_none() {
+            let stood_in = |owner| match self.stand_ins.get(owner)? {
+                StandIn::Asked => None,
+                StandIn::Done(_, record) => Some(record),
+            };
+            let slots = self.replies.iter().map(|(owner, reply)| (reply.record(), stood_in(owner)));
+            let filled: Vec<_> = slots.filter(|(own, other)| own.or(*other).is_some()).collect();
+            if filled.len() >= self.needed {
+                let mut merged = Record::new();
+                filled.iter().flat_map(|(own, other)| own.iter().chain(other)).for_each(|r| merged.merge(r));
+                self.target = Some(merged);
+            }
         }
         let Some(target) = &self.target else { return };
         for (&server, reply) in &mut self.replies {

@@ -47,6 +47,7 @@ fn put(sequence: u64, value: impl Into<Bytes>) -> Request {
         forwarded: false,
         durability: Durability::default(),
         ttl_ms: None,
+        sloppy: false,
     }))
 }
 
@@ -83,7 +84,11 @@ impl Service for Counting {
             Request::Client(ClientRequest::Put(put)) => {
                 self.executed.lock().unwrap().push(put.op.sequence);
                 let PutBody::Value(value) = put.body else { panic!("puts of values only") };
-                Answer::Client(ClientAnswer::Put(PutDone { acked: Vec::new(), context: Token(value) }))
+                Answer::Client(ClientAnswer::Put(PutDone {
+                    acked: Vec::new(),
+                    context: Token(value),
+                    stand_ins: Vec::new(),
+                }))
             }
             Request::Admin(AdminRequest::Scan { len_max, .. }) => {
                 let value = Bytes::from(vec![b'v'; len_max as usize]);
@@ -330,7 +335,7 @@ async fn nobody_unproven_gets_more_bytes_than_it_sent() {
     let server = server(service.clone(), EndpointConfig::default()).await;
     let ring = RingId::from_bits(1);
     let key = Bytes::from_static(b"k");
-    let get = Get { ring, key: key.clone(), n: 1, r: 1, timeout_ms: 1, siblings: true };
+    let get = Get { ring, key: key.clone(), n: 1, r: 1, timeout_ms: 1, siblings: true, sloppy: false };
     let requests = [
         put(1, ""),
         put(2, vec![0; 1_000]),
@@ -479,7 +484,7 @@ async fn a_restarted_server_gets_requests_under_new_ids() {
     let (second, _) = next_with(21).await;
     assert_ne!(second, first);
     for (id, value) in [(first, "of the process before"), (second, "of this one")] {
-        let done = PutDone { acked: Vec::new(), context: Token(value.into()) };
+        let done = PutDone { acked: Vec::new(), context: Token(value.into()), stand_ins: Vec::new() };
         let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
         let mut datagram = DatagramBuilder::new(Header { session: 2, proof: 0, oldest: 0 });
         datagram.push(&Frame::answer(kind, id, &body));
@@ -514,7 +519,8 @@ async fn only_the_request_that_a_restarted_server_asks_about_is_known_to_nobody_
             for frame in &frames {
                 let mut datagram = DatagramBuilder::new(Header { session, proof: session, oldest: 1_000 });
                 if header.proof == session {
-                    let done = PutDone { acked: Vec::new(), context: Token("v".into()) };
+                    let done =
+                        PutDone { acked: Vec::new(), context: Token("v".into()), stand_ins: Vec::new() };
                     let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
                     datagram.push(&Frame::answer(kind, frame.id, &body));
                     served += 1;
@@ -615,7 +621,7 @@ async fn an_answer_from_a_stranger_is_not_believed() {
     let (len, from) = timeout(PATIENCE, real.recv_from(&mut buffer)).await.unwrap().unwrap();
     let id = envelope::parse(&buffer[..len]).unwrap().1[0].id;
     let answer = |value: &'static str| {
-        let done = PutDone { acked: Vec::new(), context: Token(value.into()) };
+        let done = PutDone { acked: Vec::new(), context: Token(value.into()), stand_ins: Vec::new() };
         let (kind, body) = Answer::Client(ClientAnswer::Put(done)).encode();
         let mut datagram = DatagramBuilder::new(Header { session: 9, proof: 0, oldest: 0 });
         datagram.push(&Frame::answer(kind, id, &body));

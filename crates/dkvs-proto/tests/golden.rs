@@ -20,7 +20,7 @@ use dkvs_proto::message::admin::{
 };
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
-    Token,
+    StandIn, Token,
 };
 use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
@@ -48,6 +48,10 @@ fn servers(numbers: &[u16]) -> Vec<ServerIndex> {
     numbers.iter().copied().map(ServerIndex::new).collect()
 }
 
+fn stand_in(server: u16, owner: u16) -> StandIn {
+    StandIn { server: ServerIndex::new(server), owner: ServerIndex::new(owner) }
+}
+
 fn refused(refusal: Refusal) -> Answer {
     Answer::Client(ClientAnswer::Failed(Failure::Refused(refusal)))
 }
@@ -66,6 +70,7 @@ fn put(body: PutBody, context: Option<Token>, forwarded: bool, ttl_ms: Option<u6
         forwarded,
         durability: Durability::Fsync,
         ttl_ms,
+        sloppy: forwarded,
     }
 }
 
@@ -133,28 +138,31 @@ fn answer(name: &'static str, answer: Answer, hex: &'static str) -> Golden {
 #[rustfmt::skip]
 fn messages() -> Vec<Golden> {
     vec![
-        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync), ttl (1 Some).
+        // 0 Put: ring, key, body (0 Value: bytes), context (1 Some: bytes), n, w, op (client, sequence), timeout, forwarded, durability (2 Fsync), ttl (1 Some), sloppy.
         request("client_request/put", Request::Client(ClientRequest::Put(put(PutBody::Value(text("value")), Some(token()), false, Some(30_000)))),
             "00 fd8877665544332211 036b6579 000576616c7565 0103aabbcc 03 02 fd0807060504030201 \
-             fc70110100 fbe803 00 02 01fb3075"),
-        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability, ttl (0 None).
+             fc70110100 fbe803 00 02 01fb3075 00"),
+        // 0 Put: ring, key, body (1 Tombstone), context (0 None), n, w, op, timeout, forwarded, durability, ttl (0 None), sloppy.
         request("client_request/put_tombstone", Request::Client(ClientRequest::Put(put(PutBody::Tombstone, None, true, None))),
-            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02 00"),
-        // 1 Get: ring, key, n, r, timeout, siblings.
-        request("client_request/get", Request::Client(ClientRequest::Get(Get { ring: ring(), key: text("key"), n: 5, r: 300, timeout_ms: 250, siblings: true })),
-            "01 fd8877665544332211 036b6579 05 fb2c01 fa 01"),
-        // 0 Put: acked (2 servers), context.
-        answer("client_answer/put", Answer::Client(ClientAnswer::Put(PutDone { acked: servers(&[0, 511]), context: token() })),
-            "00 0200fbff01 03aabbcc"),
-        // 1 Get: values (3: Value, empty Value, Tombstone), siblings, context (Some), answered (2 servers).
-        answer("client_answer/get", Answer::Client(ClientAnswer::Get(GetDone { values: vec![PutBody::Value(text("value")), PutBody::Value(Bytes::new()), PutBody::Tombstone], siblings: 3, context: Some(token()), answered: servers(&[1, 2]) })),
-            "01 03000576616c7565000001 03 0103aabbcc 020102"),
-        // 1 Get: no values, siblings, context (None), answered (1 server).
-        answer("client_answer/get_nothing", Answer::Client(ClientAnswer::Get(GetDone { values: vec![], siblings: 0, context: None, answered: servers(&[0]) })),
-            "01 00 00 00 0100"),
-        // 2 Failed, 1 Quorum: needed, owners (3: server, 0 Ok | 1 TimedOut | 2 Refused and why), waited.
-        answer("client_answer/failed_quorum", Answer::Client(ClientAnswer::Failed(Failure::Quorum(QuorumMissed { needed: 2, owners: vec![(ServerIndex::new(0), OwnerAnswer::Ok), (ServerIndex::new(1), OwnerAnswer::TimedOut), (ServerIndex::new(251), OwnerAnswer::Refused(Refusal::Overloaded))], waited_ms: 1_000 }))),
-            "02 01 02 0300000101fbfb000200 fbe803"),
+            "00 fd8877665544332211 036b6579 01 00 03 02 fd0807060504030201 fc70110100 fbe803 01 02 00 01"),
+        // 1 Get: ring, key, n, r, timeout, siblings, sloppy.
+        request("client_request/get", Request::Client(ClientRequest::Get(Get { ring: ring(), key: text("key"), n: 5, r: 300, timeout_ms: 250, siblings: true, sloppy: true })),
+            "01 fd8877665544332211 036b6579 05 fb2c01 fa 01 01"),
+        // 0 Put: acked (2 servers), context, stand_ins (none).
+        answer("client_answer/put", Answer::Client(ClientAnswer::Put(PutDone { acked: servers(&[0, 511]), context: token(), stand_ins: vec![] })),
+            "00 0200fbff01 03aabbcc 00"),
+        // 0 Put: acked (1 server), context, stand_ins (2: server, owner).
+        answer("client_answer/put_sloppy", Answer::Client(ClientAnswer::Put(PutDone { acked: servers(&[0]), context: token(), stand_ins: vec![stand_in(511, 1), stand_in(4, 250)] })),
+            "00 0100 03aabbcc 02fbff010104fa"),
+        // 1 Get: values (3: Value, empty Value, Tombstone), siblings, context (Some), answered (2 servers), stand_ins (1).
+        answer("client_answer/get", Answer::Client(ClientAnswer::Get(GetDone { values: vec![PutBody::Value(text("value")), PutBody::Value(Bytes::new()), PutBody::Tombstone], siblings: 3, context: Some(token()), answered: servers(&[1, 2]), stand_ins: vec![stand_in(3, 0)] })),
+            "01 03000576616c7565000001 03 0103aabbcc 020102 010300"),
+        // 1 Get: no values, siblings, context (None), answered (1 server), stand_ins (none).
+        answer("client_answer/get_nothing", Answer::Client(ClientAnswer::Get(GetDone { values: vec![], siblings: 0, context: None, answered: servers(&[0]), stand_ins: vec![] })),
+            "01 00 00 00 0100 00"),
+        // 2 Failed, 1 Quorum: needed, owners (3: server, 0 Ok | 1 TimedOut | 2 Refused and why), waited, stand_ins (1).
+        answer("client_answer/failed_quorum", Answer::Client(ClientAnswer::Failed(Failure::Quorum(QuorumMissed { needed: 2, owners: vec![(ServerIndex::new(0), OwnerAnswer::Ok), (ServerIndex::new(1), OwnerAnswer::TimedOut), (ServerIndex::new(251), OwnerAnswer::Refused(Refusal::Overloaded))], waited_ms: 1_000, stand_ins: vec![stand_in(2, 1)] }))),
+            "02 01 02 0300000101fbfb000200 fbe803 010201"),
         // 2 Failed, 0 Refused, 0 Overloaded.
         answer("client_answer/failed_refused_overloaded", refused(Refusal::Overloaded),
             "02 00 00"),
@@ -199,15 +207,21 @@ fn messages() -> Vec<Golden> {
         // 2 Ping.
         request("replica_request/ping", Request::Replica(ReplicaRequest::Ping),
             "02"),
-        // 3 Repair: ring, from, compare (0 Hashes: level, nodes (1: digits, hash)).
+        // 3 MergeHint: ring, key, record, owner, durability (2 Fsync), cause (1 Upkeep).
+        request("replica_request/merge_hint", Request::Replica(ReplicaRequest::MergeHint { ring: ring(), key: text("key"), record: Record::new(), owner: ServerIndex::new(300), durability: Durability::Fsync, cause: Cause::Upkeep }),
+            "03 fd8877665544332211 036b6579 090100000000fb42dead fb2c01 02 01"),
+        // 4 FetchHints: ring, key, known.
+        request("replica_request/fetch_hints", Request::Replica(ReplicaRequest::FetchHints { ring: ring(), key: text("key"), known: hash() }),
+            "04 fd8877665544332211 036b6579 000102030405060708090a0b0c0d0e0f"),
+        // 5 Repair: ring, from, compare (0 Hashes: level, nodes (1: digits, hash)).
         request("replica_request/repair_hashes", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Hashes { level: 4, nodes: vec![(0xdbdb, ENTRY_HASH)] } })),
-            "03 fd8877665544332211 02 00 04 01 fbdbdb 000102030405060708090a0b0c0d0e0f"),
-        // 3 Repair: ring, from, compare (1 Keys: partition, after, last, entries (1)).
+            "05 fd8877665544332211 02 00 04 01 fbdbdb 000102030405060708090a0b0c0d0e0f"),
+        // 5 Repair: ring, from, compare (1 Keys: partition, after, last, entries (1)).
         request("replica_request/repair_keys", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Keys { partition: Partition::new(7), after: Bytes::new(), last: text("key"), entries: vec![ENTRY_HASH] } })),
-            "03 fd8877665544332211 02 01 07 00 036b6579 01 000102030405060708090a0b0c0d0e0f"),
-        // 3 Repair: ring, from, compare (2 Done).
+            "05 fd8877665544332211 02 01 07 00 036b6579 01 000102030405060708090a0b0c0d0e0f"),
+        // 5 Repair: ring, from, compare (2 Done).
         request("replica_request/repair_done", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Done })),
-            "03 fd8877665544332211 02 02"),
+            "05 fd8877665544332211 02 02"),
         // 0 Merged: missed (2 dots: incarnation, epoch, counter).
         answer("replica_answer/merged", Answer::Replica(ReplicaAnswer::Merged { missed: vec![DOT_A, Dot { actor: Actor { incarnation: 1, epoch: 2 }, counter: 65_536 }] }),
             "00 02 fda8a7a6a5a4a3a2a10102 0102fc00000100"),
@@ -254,9 +268,9 @@ fn messages() -> Vec<Golden> {
         // 3 Explain: ring, key.
         request("admin_request/explain", Request::Admin(AdminRequest::Explain { ring: ring(), key: text("key") }),
             "03 fd8877665544332211 036b6579"),
-        // 0 Ring: servers (2: host, port, nodes), n, r, w.
-        answer("admin_answer/ring", Answer::Admin(AdminAnswer::Ring(RingReport { servers: vec![RingServer { host: "127.0.0.1".into(), port: 1234, nodes: 1 }, RingServer { host: "::1".into(), port: 1235, nodes: 65_536 }], n: 3, r: 2, w: 2 })),
-            "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02"),
+        // 0 Ring: servers (2: host, port, nodes), n, r, w, sloppy.
+        answer("admin_answer/ring", Answer::Admin(AdminAnswer::Ring(RingReport { servers: vec![RingServer { host: "127.0.0.1".into(), port: 1234, nodes: 1 }, RingServer { host: "::1".into(), port: 1235, nodes: 65_536 }], n: 3, r: 2, w: 2, sloppy: true })),
+            "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02 01"),
         // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams, poisoned,
         // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned,
         // partitions_unread, peers (1: server, liveness, since_ms, reason, hints, hint_bytes, dirty_partitions, agreed_ms (Some),
@@ -423,7 +437,7 @@ fn every_message_stands_here() {
     for (prefix, kind, count) in [
         ("client_request", Kind::ClientRequest, 2),
         ("client_answer", Kind::ClientAnswer, 3),
-        ("replica_request", Kind::ReplicaRequest, 3),
+        ("replica_request", Kind::ReplicaRequest, 5),
         ("replica_answer", Kind::ReplicaAnswer, 5),
         ("admin_request", Kind::AdminRequest, 4),
         ("admin_answer", Kind::AdminAnswer, 5),

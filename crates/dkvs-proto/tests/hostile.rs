@@ -227,6 +227,7 @@ fn a_list_longer_than_any_honest_one_is_refused() {
             siblings: 0,
             context: None,
             answered: Vec::new(),
+            stand_ins: Vec::new(),
         };
         Answer::Client(ClientAnswer::Get(done)).encode()
     };

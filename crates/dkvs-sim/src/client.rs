@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use dkvs::{Client, ClientConfig, Context, Error};
+use dkvs::{Client, ClientConfig, Context, Error, ServerName, StandIn};
 use dkvs_core::record::OpId;
 use dkvs_core::version::VersionVector;
 use tokio::sync::Mutex;
 use tokio::time::Duration;
 
-use crate::history::{Action, Operation, Outcome, ValueId};
+use crate::history::{Action, Counted, Operation, Outcome, ValueId};
 use crate::plan::{KeyPlan, QuorumPlan};
 use crate::seed;
 use crate::shared::{Host, Shared};
@@ -119,8 +119,8 @@ impl Worker {
 
     /// Reads a key. Returns whether it worked.
     pub(crate) async fn get(&mut self, key: &KeyPlan, quorum: QuorumPlan, timeout: Duration) -> bool {
-        let id = self.call(key, quorum.n, quorum.r, timeout, Action::Read);
-        let get = self.recorded.client.get(key.name.clone()).siblings();
+        let id = self.call(key, quorum, quorum.r, timeout, Action::Read);
+        let get = self.recorded.client.get(key.name.clone()).siblings().sloppy(quorum.sloppy);
         let got = get.n(quorum.n).r(quorum.r).timeout(timeout).await;
         let outcome = match &got {
             Ok(got) => Outcome::Read {
@@ -132,6 +132,7 @@ impl Worker {
         self.note(id, &outcome, got.as_ref().err());
         self.recorded.shared.recorder.returned(id, now(), outcome);
         if let Ok(got) = &got {
+            self.counted(id, got.answered(), got.stand_ins());
             self.seen.insert(key.name.clone(), got.context().clone());
         }
         got.is_ok()
@@ -154,13 +155,13 @@ impl Worker {
             context: context.as_ref().map(|context| open(key, context)),
             ttl_ms: ttl.map(|ttl| micros(ttl) / 1_000),
         };
-        let id = self.call(key, quorum.n, quorum.w, timeout, action);
+        let id = self.call(key, quorum, quorum.w, timeout, action);
         let client = &self.recorded.client;
         let put = match len {
             Some(len) => client.put(key.name.clone(), value(write, len)),
             None => client.delete(key.name.clone()),
         };
-        let put = put.n(quorum.n).w(quorum.w).timeout(timeout);
+        let put = put.n(quorum.n).w(quorum.w).sloppy(quorum.sloppy).timeout(timeout);
         let put = match &context {
             Some(context) => put.context(context),
             None => put,
@@ -186,11 +187,29 @@ impl Worker {
         }
         shared.recorder.returned(id, now(), outcome);
         if let Ok(written) = written {
+            self.counted(id, written.acked(), written.stand_ins());
             self.seen.insert(key.name.clone(), written.context().clone());
         }
     }
 
-    fn call(&self, key: &KeyPlan, n: usize, quorum: usize, timeout: Duration, action: Action) -> usize {
+    /// Writes down who counted.
+    fn counted(&self, id: usize, owners: &[ServerName], stand_ins: &[StandIn]) {
+        let Shared { ring, recorder, .. } = &*self.recorded.shared;
+        let index = |name: &ServerName| ring.servers().position(name);
+        let owners = owners.iter().filter_map(index).collect();
+        let pair = |stand_in: &StandIn| Some((index(&stand_in.server)?, index(&stand_in.owner)?));
+        let stand_ins = stand_ins.iter().filter_map(pair).collect();
+        recorder.counted(id, Counted { owners, stand_ins });
+    }
+
+    fn call(
+        &self,
+        key: &KeyPlan,
+        QuorumPlan { n, sloppy, .. }: QuorumPlan,
+        quorum: usize,
+        timeout: Duration,
+        action: Action,
+    ) -> usize {
         let called = now();
         let operation = Operation {
             id: 0,
@@ -198,6 +217,7 @@ impl Worker {
             key: key.name.clone(),
             n,
             quorum,
+            sloppy,
             called,
             returned: None,
             deadline: called + micros(timeout),
@@ -205,7 +225,8 @@ impl Worker {
             outcome: Outcome::Pending,
         };
         let trace = &self.recorded.shared.trace;
-        let what = format!("{} n={n} quorum={quorum} {:?}", operation.key, operation.action);
+        let kind = if sloppy { " sloppy" } else { "" };
+        let what = format!("{} n={n} quorum={quorum}{kind} {:?}", operation.key, operation.action);
         let id = self.recorded.shared.recorder.called(operation);
         trace.note(called, format_args!("client {} calls #{id}: {what}", self.number));
         id

@@ -29,7 +29,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
-use crate::history::{DiskCensus, Micros};
+use crate::history::{DiskCensus, Micros, Stored};
 use crate::plan::KEY_PREFIX;
 use crate::recorder::Recorder;
 use crate::trace::{Trace, micros, now};
@@ -423,14 +423,27 @@ impl SimStore {
         }
         platter.finish_abandoned();
         for (keyspace, key, value) in batch.writes() {
-            if let (Keyspace::Records, Some(value)) = (keyspace, value)
-                && let Some(Entry { key, record, own }) = dkvs_cluster::decode_entry(key, value)
-            {
-                self.disk.recorder.seen(&key, &record);
-                if let Some(own) = own {
-                    self.disk.recorder.numbers(self.disk.server, own.actor.incarnation);
-                }
+            let Some(value) = value else { continue };
+            let (hint_for, key, record, own) = match keyspace {
+                Keyspace::Records => match dkvs_cluster::decode_entry(key, value) {
+                    Some(Entry { key, record, own }) => (None, key, record, own),
+                    None => continue,
+                },
+                Keyspace::Hints => match dkvs_cluster::decode_kept(key, value) {
+                    Some(Kept::Hint { target, key, record: Some(record), own }) => {
+                        (Some(target), key, record, own)
+                    }
+                    Some(Kept::Hint { record: None, .. } | Kept::Dirty(_)) | None => continue,
+                },
+                Keyspace::Meta => continue,
+            };
+            let Disk { recorder, server, .. } = &self.disk;
+            recorder.seen(&key, &record);
+            if let Some(own) = own {
+                recorder.numbers(*server, own.actor.incarnation);
             }
+            let vv = record.vv().clone();
+            recorder.stores(*server, &key, Stored { at: now(), hint_for, vv });
         }
         platter.journal.push(Pending { batch: batch.clone(), answered: None });
         let longest = match durability {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dkvs_cluster::Target;
 use dkvs_core::hlc::WallMs;
 use dkvs_core::record::{OpId, Record};
 use dkvs_core::servers::ServerIndex;
@@ -31,6 +32,8 @@ pub struct Operation {
     pub n: usize,
     /// Owners that a get waits for, or a put.
     pub quorum: usize,
+    /// Whether others may stand in for them.
+    pub sloppy: bool,
     /// When it was called.
     pub called: Micros,
     /// When it returned; `None` when it had not when the run ended.
@@ -84,6 +87,26 @@ pub enum Outcome {
     Unknown,
     /// A read that was not answered.
     Unavailable,
+}
+
+/// Who counted for an answer, as the answer says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Owners that did what was asked.
+    pub owners: Vec<ServerIndex>,
+    /// Who stood in, and for which owner.
+    pub stand_ins: Vec<(ServerIndex, ServerIndex)>,
+}
+
+/// A record of a client's key that was to be written to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// When.
+    pub at: Micros,
+    /// For whom it was kept as a hint; `None` for the server's own record.
+    pub hint_for: Option<Target>,
+    /// Which events it knew of.
+    pub vv: VersionVector,
 }
 
 /// What happened to disks, which decides what may be lost.
@@ -193,6 +216,12 @@ pub struct History {
     pub bytes_kept_ms: u64,
     /// Which server numbered its events under which incarnation, from all records ever seen on a disk.
     pub coordinators: BTreeMap<u64, ServerIndex>,
+    /// Who counted for the operations that succeeded, by their ids.
+    pub counted: BTreeMap<usize, Counted>,
+    /// What servers wrote to their disks, by server and key, in the order of time.
+    pub stored: BTreeMap<(ServerIndex, String), Vec<Stored>>,
+    /// Whom hints are for.
+    pub targets: BTreeMap<Target, ServerIndex>,
     /// The write's number behind each client operation.
     pub ops: BTreeMap<OpId, ValueId>,
     /// What happened to disks, in the order of time.

@@ -18,6 +18,7 @@ mod owners_agree_after_healing;
 mod queues_stay_under_their_limits;
 mod replaced_values_never_return;
 mod single_writers_are_linearizable;
+mod sloppy_answers_are_what_they_say;
 
 use crate::checkers::evidence::Evidence;
 use crate::history::{History, Violation};
@@ -28,7 +29,7 @@ pub const VIOLATIONS_MAX: usize = 20;
 /// An invariant: its name, and what tests a run against it.
 type Invariant = (&'static str, fn(&Evidence<'_>, &mut Findings));
 
-const ALL: [Invariant; 13] = [
+const ALL: [Invariant; 14] = [
     ("acknowledged_writes_reach_all_owners", acknowledged_writes_reach_all_owners::check),
     ("acknowledged_writes_are_readable", acknowledged_writes_are_readable::check),
     ("expired_values_are_hidden", expired_values_are_hidden::check),
@@ -37,6 +38,7 @@ const ALL: [Invariant; 13] = [
     ("concurrent_writes_are_never_lost", concurrent_writes_are_never_lost::check),
     ("contexts_cover_what_was_seen", contexts_cover_what_was_seen::check),
     ("single_writers_are_linearizable", single_writers_are_linearizable::check),
+    ("sloppy_answers_are_what_they_say", sloppy_answers_are_what_they_say::check),
     ("nothing_unwritten_appears", nothing_unwritten_appears::check),
     ("no_dot_carries_two_values", no_dot_carries_two_values::check),
     ("owners_agree_after_healing", owners_agree_after_healing::check),

@@ -22,6 +22,7 @@ use dkvs_core::hlc::Hlc;
 use dkvs_core::limits::{SIBLINGS_LEN_MAX, VERSION_VECTOR_LEN_MAX};
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::ring::RingId;
+use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience, Socket};
 use dkvs_proto::context;
@@ -179,7 +180,14 @@ impl Mad {
 
     fn mad_merge(&mut self) -> Request {
         let (ring, key, record) = (self.ring(), self.key(), self.record());
-        Request::Replica(ReplicaRequest::Merge { ring, key, record, durability: DURABILITY, cause: CAUSE })
+        let (durability, cause) = (DURABILITY, CAUSE);
+        // Of a server, or of none, as the number comes.
+        let owner = ServerIndex::new(u16::try_from(self.next_id % 9).unwrap_or_default());
+        Request::Replica(match self.next_id % 4 {
+            0 => ReplicaRequest::MergeHint { ring, key, record, owner, durability, cause },
+            1 => ReplicaRequest::FetchHints { ring, key, known: record.hash() },
+            _ => ReplicaRequest::Merge { ring, key, record, durability, cause },
+        })
     }
 
     /// What a client may ask, of mad keys: there the servers meet what was merged.
@@ -196,6 +204,7 @@ impl Mad {
                 r: quorum,
                 timeout_ms,
                 siblings: true,
+                sloppy: self.next_id.is_multiple_of(3),
             })),
             1 if self.next_id.is_multiple_of(2) => Request::Admin(AdminRequest::Explain { ring, key }),
             1 => Request::Admin(AdminRequest::Scan { after: Some(Token(key)), len_max: u32::MAX }),
@@ -218,6 +227,7 @@ impl Mad {
             forwarded: self.random.random_bool(0.5),
             durability: Durability::Fsync,
             ttl_ms: None,
+            sloppy: self.next_id.is_multiple_of(3),
         }))
     }
 
@@ -270,6 +280,7 @@ impl Mad {
             forwarded: false,
             durability: DURABILITY,
             ttl_ms: None,
+            sloppy: false,
         };
         self.ask(to, Request::Client(ClientRequest::Put(put))).await;
     }
@@ -303,6 +314,7 @@ impl Mad {
             forwarded: false,
             durability: DURABILITY,
             ttl_ms: None,
+            sloppy: false,
         };
         if let Some(answer) = self.ask(to, Request::Client(ClientRequest::Put(put))).await {
             let failure = Failure::Refused(Refusal::WrongRing { ring: self.ring() });

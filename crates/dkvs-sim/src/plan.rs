@@ -53,6 +53,8 @@ pub struct KeyPlan {
     pub writer: Option<usize>,
     /// When clients use it no more, if ever.
     pub retires: Option<Duration>,
+    /// Part of the requests in which others may stand in for owners.
+    pub sloppy: f64,
 }
 
 /// A quorum for reads and writes.
@@ -64,6 +66,8 @@ pub struct QuorumPlan {
     pub r: usize,
     /// Owners that a write waits for.
     pub w: usize,
+    /// Whether others may stand in for them.
+    pub sloppy: bool,
 }
 
 impl KeyPlan {
@@ -288,6 +292,7 @@ impl Plan {
         if plan.late && seed::random(seed, "late and crowded", 0).random_bool(0.4) {
             plan.crowd();
         }
+        loosen(&mut plan.keys, &mut seed::random(seed, "sloppy", 0));
         retire(&mut plan.keys, plan.chaos, &mut seed::random(seed, "retired keys", 0));
         plan.strikes = nemesis::plan(&plan);
         plan
@@ -356,8 +361,9 @@ fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut S
         n,
         r: random.random_range(1..=n),
         w: random.random_range(w_min.min(n)..=n),
+        sloppy: false,
     };
-    let majority = QuorumPlan { n, r: n / 2 + 1, w: (n / 2 + 1).max(w_min.min(n)) };
+    let majority = QuorumPlan { n, r: n / 2 + 1, w: (n / 2 + 1).max(w_min.min(n)), sloppy: false };
     let quorums = match random.random_range(0..10) {
         0..=5 => vec![majority],
         6 | 7 => vec![quorum(n, random)],
@@ -365,7 +371,14 @@ fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut S
         _ => (0..3).map(|_| quorum(random.random_range(w_min..=servers.min(5)), random)).collect(),
     };
     let writer = random.random_bool(0.2).then(|| random.random_range(0..workers));
-    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer, retires: None }
+    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer, retires: None, sloppy: 0.0 }
+}
+
+/// In three runs of ten others may stand in for the owners of some keys, in all requests or in half of them.
+fn loosen(keys: &mut [KeyPlan], random: &mut StdRng) {
+    if random.random_bool(0.3) {
+        keys.iter_mut().for_each(|key| key.sloppy = *pick(&[0.0, 0.5, 1.0, 1.0], random));
+    }
 }
 
 /// In one run in four keys are used no more from some time on, each from its own or all from the same.

@@ -7,7 +7,8 @@ use dkvs_core::record::{OpId, Record};
 use dkvs_core::servers::ServerIndex;
 use dkvs_net::Level;
 
-use crate::history::{Damage, History, Life, Micros, Operation, Outcome, ValueId};
+use crate::history::{Counted, Damage, History, Life, Micros, Operation, Outcome, Stored, ValueId};
+use crate::plan::KEY_PREFIX;
 
 /// The history of the run under way. Shared by clients, disks and the runner.
 #[derive(Debug, Default)]
@@ -72,6 +73,19 @@ impl Recorder {
         let expiries = state.history.expiries.entry(key).or_default();
         for sibling in record.siblings() {
             expiries.entry(sibling.dot).or_default().insert(sibling.write.expires);
+        }
+    }
+
+    /// Who counted for an operation that succeeded.
+    pub(crate) fn counted(&self, id: usize, counted: Counted) {
+        self.state().history.counted.insert(id, counted);
+    }
+
+    /// A record of a client's key is written to a server's disk, as its own or as a hint.
+    pub(crate) fn stores(&self, server: ServerIndex, key: &Bytes, stored: Stored) {
+        if key.starts_with(KEY_PREFIX.as_bytes()) {
+            let key = String::from_utf8_lossy(key).into_owned();
+            self.state().history.stored.entry((server, key)).or_default().push(stored);
         }
     }
 

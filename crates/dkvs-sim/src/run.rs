@@ -263,8 +263,8 @@ impl Run {
     /// What is on the disks before everything is read.
     fn quiet_census(&mut self) {
         let indices: Vec<_> = self.shared.ring.servers().indices().collect();
-        let name = |index: &ServerIndex| Target::of(&self.shared.ring.servers()[*index].name);
-        let targets: BTreeMap<Target, ServerIndex> = indices.iter().map(|i| (name(i), *i)).collect();
+        let targets: BTreeMap<Target, ServerIndex> =
+            self.shared.recorder.with(|history| history.targets.clone());
         for (&holder, parts) in indices.iter().zip(&self.shared.servers) {
             let (records, damaged) = parts.disk.census();
             let left = parts.disk.kept().into_iter().filter_map(|kept| {
@@ -362,6 +362,8 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
         recorder.with(|history| history.compared_n = Some(quorum.n()));
     }
     recorder.with(|history| history.is_flushed = plan.durability == Durability::Fsync);
+    let named = |index: ServerIndex| (Target::of(&ring.servers()[index].name), index);
+    recorder.with(|history| history.targets = ring.servers().indices().map(named).collect());
     for key in &plan.keys {
         for n in key.quorums.iter().map(|quorum| quorum.n).chain([key.n_max()]) {
             let owners = ring.owners_of_key(key.name.as_bytes(), n).to_vec();

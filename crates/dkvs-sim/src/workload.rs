@@ -38,6 +38,7 @@ async fn work(shared: Arc<Shared>, machine: Arc<Machine>, index: usize) -> turmo
     let mut worker = Worker::new(machine.client().await?);
     let mut random = seed::random(shared.plan.seed, "worker", index as u64);
     let mut ttl_random = seed::random(shared.plan.seed, "ttl", index as u64);
+    let mut sloppy_random = seed::random(shared.plan.seed, "sloppy requests", index as u64);
     while !shared.is_stopping() {
         let think = if shared.is_healed() { CALM_THINK } else { shared.plan.think };
         sleep(think.mul_f64(random.random_range(0.0..2.0))).await;
@@ -49,7 +50,8 @@ async fn work(shared: Arc<Shared>, machine: Arc<Machine>, index: usize) -> turmo
         shared.steps.fetch_add(1, Ordering::Relaxed);
         worker.use_client(machine.client().await?);
         let ttl = ttl(shared.plan.expiry.as_ref(), &mut ttl_random);
-        act(&shared.plan, &mut worker, key, index, ttl, &mut random).await;
+        let choice = Choice { ttl, sloppy: sloppy_random.random_bool(key.sloppy) };
+        act(&shared.plan, &mut worker, key, index, choice, &mut random).await;
     }
     shared.finished.fetch_add(1, Ordering::Relaxed);
     Ok(())
@@ -68,15 +70,21 @@ fn key<'a>(plan: &'a Plan, random: &mut StdRng) -> Option<&'a KeyPlan> {
     if in_use.is_empty() { None } else { Some(*pick(&in_use, random)) }
 }
 
+/// What is drawn from generators of its own.
+struct Choice {
+    ttl: Option<Duration>,
+    sloppy: bool,
+}
+
 async fn act(
     plan: &Plan,
     worker: &mut Worker,
     key: &KeyPlan,
     index: usize,
-    ttl: Option<Duration>,
+    Choice { ttl, sloppy }: Choice,
     random: &mut StdRng,
 ) {
-    let quorum = *pick(&key.quorums, random);
+    let quorum = QuorumPlan { sloppy, ..*pick(&key.quorums, random) };
     // What nobody but its writer writes, others read.
     let may_write = key.writer.is_none_or(|writer| writer == index);
     let Mix { get, blind, with_context, update, .. } = plan.mix;
@@ -131,5 +139,5 @@ pub(crate) async fn audit(shared: Arc<Shared>, host: Host) -> turmoil::Result {
 
 fn all_of(key: &KeyPlan) -> QuorumPlan {
     let n = key.n_max();
-    QuorumPlan { n, r: n, w: n }
+    QuorumPlan { n, r: n, w: n, sloppy: false }
 }

@@ -13,7 +13,9 @@ use dkvs_core::ring::Ring;
 use dkvs_core::servers::{ServerEntry, ServerIndex, ServerList, ServerName};
 use dkvs_net::{CallError, Endpoint, Gauge, Level, NoService, Patience, Port, Socket, resolve};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, RingReport, RingServer};
-use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, OwnerAnswer, QuorumMissed};
+use dkvs_proto::message::client::{
+    self as wire, ClientAnswer, ClientRequest, Failure, OwnerAnswer, QuorumMissed,
+};
 use dkvs_proto::message::{Answer, Refusal, Request};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::config::ClientConfig;
 use crate::error::{Error, OwnerReport, QuorumKind, QuorumReport, in_words};
-use crate::request::{Get, Put};
+use crate::request::{Get, Put, StandIn};
 
 /// Part of an operation's time after which a server that shows no sign of life is passed over.
 const SILENCE_SHARE: u32 = 4;
@@ -31,6 +33,15 @@ const NONSENSE: &str = "it answered another question; is it of another release?"
 
 /// How long a silent server is asked last.
 const SUSPICION: Duration = Duration::from_secs(5);
+
+/// What decides whom an operation goes to.
+#[derive(Clone, Copy)]
+pub(crate) struct Route {
+    pub(crate) kind: QuorumKind,
+    /// The first so many of the key's preference list are its owners.
+    pub(crate) n: usize,
+    pub(crate) is_sloppy: bool,
+}
 
 /// A client of a cluster. Cheap to clone; clones share the port and may be used at the same time.
 pub struct Client<S: Socket = Port> {
@@ -91,6 +102,7 @@ impl Client {
             }
         };
         let defaults = Quorum::new(report.n.into(), report.r.into(), report.w.into()).ok();
+        let config = ClientConfig { sloppy: config.sloppy.or(Some(report.sloppy)), ..config };
         let servers = server_list(report).map_err(failed)?;
         Self::build(servers, defaults, config).await
     }
@@ -229,6 +241,11 @@ impl<S: Socket> Client<S> {
         Ok(Quorum::with_defaults(servers, n, r, w)?)
     }
 
+    /// Whether a request is sloppy that asks for this; strict where neither it, the client nor the cluster says.
+    pub(crate) fn is_sloppy(&self, asked: Option<bool>) -> bool {
+        asked.or(self.inner.config.sloppy).unwrap_or(false)
+    }
+
     pub(crate) fn config(&self) -> &ClientConfig {
         &self.inner.config
     }
@@ -241,18 +258,19 @@ impl<S: Socket> Client<S> {
     /// Sends an operation to the owners of its key, one after the other until one coordinates it; then to the other
     /// servers, which pass it on. A write goes to the next server only when the one before will not begin it any more.
     /// `request` makes the message from the milliseconds that are left, `read` takes what was
-    /// asked for out of the answer. The first `n` of the key's preference list are its owners.
+    /// asked for out of the answer.
     pub(crate) async fn coordinate<A>(
         &self,
         key: &[u8],
-        kind: QuorumKind,
-        n: usize,
+        Route { kind, n, is_sloppy }: Route,
         deadline: Instant,
         request: impl Fn(u32) -> ClientRequest,
         read: impl Fn(ClientAnswer) -> Option<A>,
     ) -> Result<A, Error> {
         let start = Instant::now();
-        let share = deadline.saturating_duration_since(start) / SILENCE_SHARE;
+        // All owners may be silent, and somebody else has to have time enough to stand in for them.
+        let shares = if is_sloppy { u32::try_from(2 * (n + 1)).unwrap_or(u32::MAX) } else { SILENCE_SHARE };
+        let share = deadline.saturating_duration_since(start) / shares.max(SILENCE_SHARE);
         let silence = share.min(self.inner.config.silence_max);
         let mut tried = Vec::new();
         let mut maybe_done = false;
@@ -311,8 +329,13 @@ impl<S: Socket> Client<S> {
             };
             tried.push((self.name(server), failure));
         }
-        let report =
-            QuorumReport { kind: QuorumKind::Coordinator, needed: 1, owners: tried, waited: start.elapsed() };
+        let report = QuorumReport {
+            kind: QuorumKind::Coordinator,
+            needed: 1,
+            owners: tried,
+            stand_ins: Vec::new(),
+            waited: start.elapsed(),
+        };
         Err(if kind == QuorumKind::Write && maybe_done {
             Error::Unknown(report)
         } else {
@@ -370,6 +393,7 @@ impl<S: Socket> Client<S> {
             needed: missed.needed.into(),
             owners: missed.owners.into_iter().filter(|(server, _)| self.knows(*server)).map(owner).collect(),
             waited: Duration::from_millis(missed.waited_ms.into()),
+            stand_ins: self.stand_ins(missed.stand_ins),
         };
         if kind == QuorumKind::Write { Error::Unknown(report) } else { Error::Unavailable(report) }
     }
@@ -385,6 +409,14 @@ impl<S: Socket> Client<S> {
 
     pub(crate) fn names(&self, servers: Vec<ServerIndex>) -> Vec<ServerName> {
         servers.into_iter().filter(|&server| self.knows(server)).map(|server| self.name(server)).collect()
+    }
+
+    pub(crate) fn stand_ins(&self, stand_ins: Vec<wire::StandIn>) -> Vec<StandIn> {
+        let named = |wire::StandIn { server, owner }| {
+            let is_known = self.knows(server) && self.knows(owner);
+            is_known.then(|| StandIn { server: self.name(server), owner: self.name(owner) })
+        };
+        stand_ins.into_iter().filter_map(named).collect()
     }
 
     fn suspect(&self, server: ServerIndex) {

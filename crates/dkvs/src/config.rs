@@ -14,6 +14,9 @@ pub struct ClientConfig {
     pub r: Option<usize>,
     /// Owners a write waits for; a majority of `n` if `None`.
     pub w: Option<usize>,
+    /// Whether other servers may stand in for owners that are down, and count. If `None`, what the cluster says where the
+    /// client was told the ring by a server, else not.
+    pub sloppy: Option<bool>,
     /// How long an operation may take, everything included.
     pub timeout: Duration,
     /// A server that shows no sign of life for this long, or for a quarter of the timeout, is passed over for the next.
@@ -34,6 +37,7 @@ impl Default for ClientConfig {
             n: None,
             r: None,
             w: None,
+            sloppy: None,
             timeout: Duration::from_secs(1),
             silence_max: Duration::from_millis(250),
             value_len_max: VALUE_LEN_MAX_DEFAULT,

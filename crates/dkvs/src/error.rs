@@ -10,6 +10,8 @@ use dkvs_core::servers::{NameError, ServerName, ServersError};
 use dkvs_net::config::ConfigError;
 use dkvs_proto::message::Refusal;
 
+use crate::request::StandIn;
+
 /// Why an operation did not succeed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -98,6 +100,8 @@ pub struct QuorumReport {
     pub needed: usize,
     /// Those asked, with what they answered.
     pub owners: Vec<(ServerName, OwnerReport)>,
+    /// Who counted in the place of an owner.
+    pub stand_ins: Vec<StandIn>,
     /// How long it was waited for.
     pub waited: Duration,
 }
@@ -125,10 +129,11 @@ pub enum OwnerReport {
 }
 
 impl QuorumReport {
-    /// How many answered as asked.
+    /// How many answered as asked, those that stood in for owners included.
     #[must_use]
     pub fn acked(&self) -> usize {
-        self.owners.iter().filter(|(_, report)| *report == OwnerReport::Ok).count()
+        let owners = self.owners.iter().filter(|(_, report)| *report == OwnerReport::Ok).count();
+        owners + self.stand_ins.len()
     }
 }
 
@@ -147,6 +152,9 @@ impl fmt::Display for QuorumReport {
                 OwnerReport::TimedOut => write!(f, "{server} timed out after {}", Seconds(self.waited))?,
                 OwnerReport::Failed(reason) => write!(f, "{server} failed: {reason}")?,
             }
+        }
+        for StandIn { server, owner } in &self.stand_ins {
+            write!(f, ", {server} stood in for {owner}")?;
         }
         if self.owners.is_empty() { Ok(()) } else { f.write_str(")") }
     }
@@ -205,12 +213,21 @@ mod tests {
                 (name(1235), OwnerReport::TimedOut),
                 (name(1236), OwnerReport::Failed("overloaded".into())),
             ],
+            stand_ins: Vec::new(),
             waited: Duration::from_millis(980),
         };
         assert_eq!(
-            Error::Unknown(report).to_string(),
+            Error::Unknown(report.clone()).to_string(),
             "write quorum not reached: 1 of 2 acknowledged (127.0.0.1:1234 ok, 127.0.0.1:1235 timed out after 1 s, \
              127.0.0.1:1236 failed: overloaded): the outcome is unknown"
+        );
+        let stand_ins = vec![StandIn { server: name(1237), owner: name(1235) }];
+        let owners = vec![(name(1235), OwnerReport::TimedOut)];
+        let report = QuorumReport { stand_ins, owners, ..report };
+        assert_eq!(
+            Error::Unavailable(report).to_string(),
+            "write quorum not reached: 1 of 2 acknowledged (127.0.0.1:1235 timed out after 1 s, 127.0.0.1:1237 stood in for \
+             127.0.0.1:1235)"
         );
     }
 

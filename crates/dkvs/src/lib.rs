@@ -27,6 +27,10 @@
 //! ([`Error::nothing_was_written`]), and *unknown* ([`Error::Unknown`]): it may take effect now, later or never. Writing
 //! the same value again is always a way out.
 //!
+//! # Owners that are down
+//! Strict requests need R or W of a key's N owners. With [`Put::sloppy`] and [`Get::sloppy`] other servers may stand in for
+//! owners that are down. The answer tells them apart ([`Written::stand_ins`], [`Got::stand_ins`]), and promises less.
+//!
 //! # Siblings
 //! Two clients that write without having seen each other's value leave both. A read shows the latest and says how many
 //! there are; [`Get::siblings`] brings all, and a put with that read's context replaces them by one.
@@ -45,7 +49,7 @@ pub use config::ClientConfig;
 pub use context::{Context, ContextParseError};
 pub use error::{Error, OwnerReport, QuorumKind, QuorumReport};
 pub use inspect::{Entry, HintReport, KeyReport, Liveness, Page, Peer, SiblingReport, SiblingState, Status};
-pub use request::{Get, Got, Put, TTL_MAX, Written, check_key};
+pub use request::{Get, Got, Put, StandIn, TTL_MAX, Written, check_key};
 
 pub use bytes::Bytes;
 pub use dkvs_core::position::{Partition, Position};

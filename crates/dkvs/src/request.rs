@@ -14,7 +14,7 @@ use dkvs_proto::message::client::{
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::client::Client;
+use crate::client::{Client, Route};
 use crate::context::Context;
 use crate::error::{Error, QuorumKind};
 
@@ -33,6 +33,7 @@ pub struct Put<S: Socket = Port> {
     w: Option<usize>,
     durability: Durability,
     ttl: Option<Duration>,
+    sloppy: Option<bool>,
     timeout: Duration,
 }
 
@@ -44,22 +45,39 @@ pub struct Get<S: Socket = Port> {
     key: Bytes,
     n: Option<usize>,
     r: Option<usize>,
+    sloppy: Option<bool>,
     timeout: Duration,
     siblings: bool,
+}
+
+/// A server that counted in the place of an owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandIn {
+    /// Who stood in. It does not own the key.
+    pub server: ServerName,
+    /// The owner in whose place it counted. Of a write, it keeps a hint for it.
+    pub owner: ServerName,
 }
 
 /// A write that is held by `w` servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     acked: Vec<ServerName>,
+    stand_ins: Vec<StandIn>,
     context: Context,
 }
 
 impl Written {
-    /// The servers that had acknowledged when the answer was sent: at least `w`.
+    /// The owners that had acknowledged when the answer was sent: at least `w`, together with those that stood in.
     #[must_use]
     pub fn acked(&self) -> &[ServerName] {
         &self.acked
+    }
+
+    /// Who counted in the place of an owner; nobody unless the write was sloppy.
+    #[must_use]
+    pub fn stand_ins(&self) -> &[StandIn] {
+        &self.stand_ins
     }
 
     /// What the client has seen of the key now that it knows its own write.
@@ -76,6 +94,7 @@ pub struct Got {
     sibling_count: usize,
     context: Context,
     answered: Vec<ServerName>,
+    stand_ins: Vec<StandIn>,
 }
 
 impl Got {
@@ -104,10 +123,16 @@ impl Got {
         &self.context
     }
 
-    /// The servers that had answered: at least `r`.
+    /// The owners that had answered: at least `r`, together with those that stood in.
     #[must_use]
     pub fn answered(&self) -> &[ServerName] {
         &self.answered
+    }
+
+    /// Who counted in the place of an owner; nobody unless the get was sloppy.
+    #[must_use]
+    pub fn stand_ins(&self) -> &[StandIn] {
+        &self.stand_ins
     }
 }
 
@@ -131,6 +156,7 @@ impl<S: Socket> Put<S> {
             w: None,
             durability: Durability::default(),
             ttl: None,
+            sloppy: None,
             timeout,
         }
     }
@@ -157,6 +183,13 @@ impl<S: Socket> Put<S> {
     /// milliseconds, from 1 ms to [`TTL_MAX`]. A delete has none.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// Whether other servers may stand in for owners that are down, keep the write for them, and count. A get that is to find
+    /// it meanwhile has to be sloppy too, and even then may not; see docs/consistency.md, *Sloppy quorums*.
+    pub fn sloppy(mut self, sloppy: bool) -> Self {
+        self.sloppy = Some(sloppy);
         self
     }
 
@@ -200,24 +233,25 @@ impl<S: Socket> Put<S> {
             forwarded: false,
             durability: self.durability,
             ttl_ms,
+            sloppy: self.client.is_sloppy(self.sloppy),
         };
         let request = |timeout_ms| ClientRequest::Put(wire::Put { timeout_ms, ..put.clone() });
         let read = |answer| match answer {
             ClientAnswer::Put(done) => Some(done),
             ClientAnswer::Get(_) | ClientAnswer::Failed(_) => None,
         };
-        let coordinated =
-            self.client.coordinate(&self.key, QuorumKind::Write, quorum.n(), deadline, request, read);
-        let done = coordinated.await?;
-        let PutDone { acked, context } = done;
-        Ok(Written { acked: self.client.names(acked), context: Context(context.0) })
+        let route = Route { kind: QuorumKind::Write, n: quorum.n(), is_sloppy: put.sloppy };
+        let done = self.client.coordinate(&self.key, route, deadline, request, read).await?;
+        let PutDone { acked, context, stand_ins } = done;
+        let (acked, stand_ins) = (self.client.names(acked), self.client.stand_ins(stand_ins));
+        Ok(Written { acked, stand_ins, context: Context(context.0) })
     }
 }
 
 impl<S: Socket> Get<S> {
     pub(crate) fn new(client: Client<S>, key: Bytes) -> Self {
         let timeout = client.config().timeout;
-        Self { client, key, n: None, r: None, timeout, siblings: false }
+        Self { client, key, n: None, r: None, sloppy: None, timeout, siblings: false }
     }
 
     /// Asks `n` copies.
@@ -229,6 +263,13 @@ impl<S: Socket> Get<S> {
     /// Waits until `r` servers agree.
     pub fn r(mut self, r: usize) -> Self {
         self.r = Some(r);
+        self
+    }
+
+    /// Whether other servers may stand in for owners that are down, answer with what they keep for them, and count. Then
+    /// R + W > N promises nothing; see docs/consistency.md, *Sloppy quorums*.
+    pub fn sloppy(mut self, sloppy: bool) -> Self {
+        self.sloppy = Some(sloppy);
         self
     }
 
@@ -248,6 +289,7 @@ impl<S: Socket> Get<S> {
         let deadline = Instant::now() + self.timeout;
         check_key(&self.key)?;
         let quorum = self.client.quorum(self.n, self.r, None)?;
+        let sloppy = self.client.is_sloppy(self.sloppy);
         let request = |timeout_ms| {
             ClientRequest::Get(wire::Get {
                 ring: self.client.ring().id(),
@@ -256,16 +298,15 @@ impl<S: Socket> Get<S> {
                 r: wire_number(quorum.r()),
                 timeout_ms,
                 siblings: self.siblings,
+                sloppy,
             })
         };
         let read = |answer| match answer {
             ClientAnswer::Get(done) => Some(done),
             ClientAnswer::Put(_) | ClientAnswer::Failed(_) => None,
         };
-        self.client
-            .coordinate(&self.key, QuorumKind::Read, quorum.n(), deadline, request, read)
-            .await
-            .map(|done| self.got(done))
+        let route = Route { kind: QuorumKind::Read, n: quorum.n(), is_sloppy: sloppy };
+        self.client.coordinate(&self.key, route, deadline, request, read).await.map(|done| self.got(done))
     }
 
     fn got(&self, done: GetDone) -> Got {
@@ -278,6 +319,7 @@ impl<S: Socket> Get<S> {
             sibling_count: done.siblings as usize,
             context: done.context.map(|token| Context(token.0)).unwrap_or_default(),
             answered: self.client.names(done.answered),
+            stand_ins: self.client.stand_ins(done.stand_ins),
         }
     }
 }

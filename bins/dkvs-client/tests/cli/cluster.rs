@@ -49,6 +49,16 @@ impl Cluster {
 
     /// `count` servers of which `up` answer, that all hold some pairs from the start.
     pub(crate) fn start_with(count: usize, up: usize, initial: Vec<(Bytes, Bytes)>) -> Self {
+        Self::start_configured(count, up, initial, |_| {})
+    }
+
+    /// The same, with something else in their configurations.
+    pub(crate) fn start_configured(
+        count: usize,
+        up: usize,
+        initial: Vec<(Bytes, Bytes)>,
+        configure: fn(&mut ServerConfig),
+    ) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let mut ports = runtime.block_on(async {
             let mut ports = Vec::new();
@@ -76,7 +86,8 @@ impl Cluster {
                 let ahead_ms = ahead_ms.clone();
                 let clock = Arc::new(move || now_ms() + ahead_ms.load(Ordering::Relaxed));
                 let config = ServerConfig::new(ring.clone(), me, addresses.clone(), clock, seed);
-                let config = config.expect("a configuration");
+                let mut config = config.expect("a configuration");
+                configure(&mut config);
                 let server =
                     Server::start(port, MemoryStore::new(), Start::New, initial.clone(), config).await;
                 servers.push(server.expect("a server"));

@@ -256,3 +256,49 @@ fn an_empty_context_means_that_nothing_was_there() {
     cluster.run_args(["put", "k", "two", "--context", ""]).is(0, "OK\n", "");
     cluster.run("get --siblings k").is(0, "OK two\nOK one\n", "");
 }
+
+#[test]
+fn a_sloppy_answer_says_how_many_owners_and_stand_ins_there_were() {
+    let cluster = Cluster::start_with(4, 3, Vec::new());
+    let [.., silent] = &cluster.names[..] else { panic!("four servers") };
+    let key = cluster.key_of(silent);
+    cluster.run(&format!("put --sloppy -w 3 {key} v")).is(
+        0,
+        "OK\n",
+        "acknowledged by 2 owners, 1 stand-in\n",
+    );
+    cluster.run(&format!("get --sloppy -r 3 {key}")).is(0, "OK v\n", "answered by 2 owners, 1 stand-in\n");
+    cluster.run(&format!("get --sloppy -r 2 {key}")).is(0, "OK v\n", "");
+    let strict = cluster.run_args(["put", "-w", "3", "--timeout", "2s", &key, "v"]);
+    assert_eq!((strict.code, strict.text()), (3, "FAIL\n"), "{strict:?}");
+
+    let put = cluster.run(&format!("put --sloppy -w 3 --json {key} v")).json();
+    let last = cluster.ring.owners_of_key(key.as_bytes(), 4)[3];
+    let stand_in = cluster.ring.servers()[last].name.to_string();
+    let expected = serde_json::json!([{ "server": stand_in, "for": silent.to_string() }]);
+    assert_eq!((&put["stand_ins"], put["acked"].as_array().map(Vec::len)), (&expected, Some(2)));
+    let verbose = cluster.run(&format!("get -v --sloppy -r 3 {key}"));
+    assert!(verbose.stderr.contains(&format!("\n{stand_in} stood in for {silent}\n")), "{verbose:?}");
+
+    let explained = cluster.run(&format!("explain --timeout 1s {key}"));
+    let hint = format!("\n{stand_in}: does not own the key\n  hint for {silent}: record ");
+    assert!(explained.text().contains(&hint), "{explained:?}");
+    let explained = cluster.run(&format!("explain --timeout 1s --json {key}")).json();
+    assert_eq!(
+        (&explained["others"][0]["server"], &explained["others"][0]["hints"][0]["for"]),
+        (&stand_in.into(), &silent.to_string().into())
+    );
+}
+
+#[test]
+fn the_cluster_says_whether_requests_are_sloppy_that_do_not_say() {
+    let cluster = Cluster::start_configured(4, 3, Vec::new(), |config| config.sloppy = true);
+    std::fs::remove_file(cluster.directory.path().join("servers.txt")).expect("it is there");
+    let key = cluster.key_of(&cluster.names[3]);
+    let connect = format!("--connect {}", cluster.names[0]);
+    let said = "acknowledged by 2 owners, 1 stand-in\n";
+    cluster.run(&format!("{connect} put -w 3 {key} v")).is(0, "OK\n", said);
+    cluster.run(&format!("{connect} delete -w 3 {key}")).is(0, "OK\n", said);
+    let strict = cluster.run(&format!("{connect} put --strict --timeout 2s -w 3 {key} v"));
+    assert_eq!((strict.code, strict.text()), (3, "FAIL\n"), "{strict:?}");
+}

@@ -63,6 +63,8 @@ pub struct RingReport {
     pub r: u16,
     /// Write quorum where a request does not say.
     pub w: u16,
+    /// Whether other servers may stand in for owners where a request does not say.
+    pub sloppy: bool,
 }
 
 /// One line of `servers.txt`.

@@ -46,6 +46,8 @@ pub struct Put {
     /// For how long readers are to be shown the value, in milliseconds from when its coordinator writes it; at least 1 and
     /// at most [`TTL_MS_MAX`](dkvs_core::limits::TTL_MS_MAX). `None` for as long as nobody replaces it, and for a deletion.
     pub ttl_ms: Option<u64>,
+    /// Whether other servers may stand in for owners that do not answer, and count.
+    pub sloppy: bool,
 }
 
 /// A context as it travels.
@@ -77,14 +79,16 @@ pub struct Get {
     pub timeout_ms: u32,
     /// Whether to send all siblings, not only the winner.
     pub siblings: bool,
+    /// Whether other servers may stand in for owners that do not answer, and count.
+    pub sloppy: bool,
 }
 
 /// What a coordinator answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientAnswer {
-    /// The put is held by `w` owners.
+    /// The put is held by `w` owners, or by as many owners and stand-ins together.
     Put(PutDone),
-    /// `r` owners agree.
+    /// `r` owners agree, or as many owners and stand-ins have answered.
     Get(GetDone),
     /// Neither.
     Failed(Failure),
@@ -98,6 +102,18 @@ pub struct PutDone {
     pub acked: Vec<ServerIndex>,
     /// What the client has seen of the key now that it knows its own put.
     pub context: Token,
+    /// Who counted in the place of an owner; nobody unless the put was sloppy.
+    #[serde(with = "wire::list")]
+    pub stand_ins: Vec<StandIn>,
+}
+
+/// A server that counted in the place of an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandIn {
+    /// Who stood in. It does not own the key.
+    pub server: ServerIndex,
+    /// For whom. Of a put, it keeps a hint for that owner.
+    pub owner: ServerIndex,
 }
 
 /// A get that succeeded.
@@ -114,6 +130,9 @@ pub struct GetDone {
     /// The owners that had answered.
     #[serde(with = "wire::list")]
     pub answered: Vec<ServerIndex>,
+    /// Who counted in the place of an owner; nobody unless the get was sloppy.
+    #[serde(with = "wire::list")]
+    pub stand_ins: Vec<StandIn>,
 }
 
 /// A request that did not succeed.
@@ -135,6 +154,9 @@ pub struct QuorumMissed {
     pub owners: Vec<(ServerIndex, OwnerAnswer)>,
     /// How long the coordinator waited, in milliseconds.
     pub waited_ms: u32,
+    /// Who counted in the place of an owner.
+    #[serde(with = "wire::list")]
+    pub stand_ins: Vec<StandIn>,
 }
 
 /// One owner's part in a request that missed its quorum.

@@ -17,7 +17,7 @@ use dkvs_proto::message::admin::{
 };
 use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
-    Token,
+    StandIn, Token,
 };
 use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
@@ -128,10 +128,11 @@ fn durability() -> impl Strategy<Value = Durability> {
 }
 
 fn client_request() -> impl Strategy<Value = ClientRequest> {
-    let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>());
+    let numbers = (any::<u16>(), any::<u16>(), any::<u32>(), any::<bool>(), any::<bool>());
     prop_oneof![
         (ring(), bytes(), put_body(), option::of(token()), op(), numbers, durability(), option::of(number()))
-            .prop_map(|(ring, key, body, context, op, (n, w, timeout_ms, forwarded), durability, ttl_ms)| {
+            .prop_map(|(ring, key, body, context, op, numbers, durability, ttl_ms)| {
+                let (n, w, timeout_ms, forwarded, sloppy) = numbers;
                 ClientRequest::Put(Put {
                     ring,
                     key,
@@ -144,12 +145,17 @@ fn client_request() -> impl Strategy<Value = ClientRequest> {
                     forwarded,
                     durability,
                     ttl_ms,
+                    sloppy,
                 })
             }),
-        (ring(), bytes(), numbers).prop_map(|(ring, key, (n, r, timeout_ms, siblings))| {
-            ClientRequest::Get(Get { ring, key, n, r, timeout_ms, siblings })
+        (ring(), bytes(), numbers).prop_map(|(ring, key, (n, r, timeout_ms, siblings, sloppy))| {
+            ClientRequest::Get(Get { ring, key, n, r, timeout_ms, siblings, sloppy })
         }),
     ]
+}
+
+fn stand_ins() -> impl Strategy<Value = Vec<StandIn>> {
+    vec((server(), server()).prop_map(|(server, owner)| StandIn { server, owner }), 0..3)
 }
 
 fn client_answer() -> impl Strategy<Value = ClientAnswer> {
@@ -159,17 +165,17 @@ fn client_answer() -> impl Strategy<Value = ClientAnswer> {
         refusal().prop_map(OwnerAnswer::Refused)
     ];
     prop_oneof![
-        (vec(server(), 0..5), token())
-            .prop_map(|(acked, context)| ClientAnswer::Put(PutDone { acked, context })),
-        (vec(put_body(), 0..5), any::<u32>(), option::of(token()), vec(server(), 0..5)).prop_map(
-            |(values, siblings, context, answered)| {
-                ClientAnswer::Get(GetDone { values, siblings, context, answered })
-            }
-        ),
+        (vec(server(), 0..5), token(), stand_ins())
+            .prop_map(|(acked, context, stand_ins)| ClientAnswer::Put(PutDone { acked, context, stand_ins })),
+        (vec(put_body(), 0..5), any::<u32>(), option::of(token()), vec(server(), 0..5), stand_ins())
+            .prop_map(|(values, siblings, context, answered, stand_ins)| {
+                ClientAnswer::Get(GetDone { values, siblings, context, answered, stand_ins })
+            }),
         refusal().prop_map(|refusal| ClientAnswer::Failed(Failure::Refused(refusal))),
-        (any::<u16>(), vec((server(), owner_answer), 0..5), any::<u32>()).prop_map(
-            |(needed, owners, waited_ms)| {
-                ClientAnswer::Failed(Failure::Quorum(QuorumMissed { needed, owners, waited_ms }))
+        (any::<u16>(), vec((server(), owner_answer), 0..5), any::<u32>(), stand_ins()).prop_map(
+            |(needed, owners, waited_ms, stand_ins)| {
+                let missed = QuorumMissed { needed, owners, waited_ms, stand_ins };
+                ClientAnswer::Failed(Failure::Quorum(missed))
             }
         ),
     ]
@@ -187,6 +193,21 @@ fn replica_request() -> impl Strategy<Value = ReplicaRequest> {
             }),
         (ring(), bytes(), hash()).prop_map(|(ring, key, known)| ReplicaRequest::Fetch { ring, key, known }),
         Just(ReplicaRequest::Ping),
+        (ring(), bytes(), record(), server(), durability()).prop_map(
+            |(ring, key, record, owner, durability)| ReplicaRequest::MergeHint {
+                ring,
+                key,
+                record,
+                owner,
+                durability,
+                cause: Cause::Put
+            }
+        ),
+        (ring(), bytes(), hash()).prop_map(|(ring, key, known)| ReplicaRequest::FetchHints {
+            ring,
+            key,
+            known
+        }),
         repair_request().prop_map(ReplicaRequest::Repair),
     ]
 }
@@ -271,8 +292,9 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         },
     );
     prop_oneof![
-        (vec(server, 0..5), any::<u16>(), any::<u16>(), any::<u16>())
-            .prop_map(|(servers, n, r, w)| AdminAnswer::Ring(RingReport { servers, n, r, w })),
+        (vec(server, 0..5), any::<u16>(), any::<u16>(), any::<u16>(), any::<bool>()).prop_map(
+            |(servers, n, r, w, sloppy)| AdminAnswer::Ring(RingReport { servers, n, r, w, sloppy })
+        ),
         (text(), ring(), text(), numbers, text(), option::of(number()), vec(peer, 0..5)).prop_map(
             |(version, ring, data_dir, numbers, poisoned, disk_free, peers)| {
                 let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams, rest @ ..] = numbers;

@@ -30,6 +30,12 @@
 //!   coordinator that is damaged acknowledges no more. One whose bits flip does, and may have been mended before the others had
 //!   the write: of such a write nothing is owed until a repair that began after it.)
 //!
+//! # Sloppy requests
+//! Their quorums need not meet anybody's, so [`Key::keeps`] is never true of them; strict requests on the same key go on to
+//! meet each other. What a sloppy request left lies with whoever stood in as well, and no read from all owners proves that it has
+//! come home. So it is at risk when as many servers as had to hold it were damaged since, whichever and whatever was repaired; what a
+//! sloppy get saw, when one was: it makes no agreement among stand-ins.
+//!
 //! # Pairs given at a start
 //! They are no writes: nobody calls them, they have no place in time, and any event on the key covers them. They are given again
 //! at every start, so that no damage but a flipped bit loses them ([`Key::given`]).
@@ -74,6 +80,8 @@ pub struct Key<'a> {
     by_value: BTreeMap<ValueId, usize>,
     /// For each n asked for: what damage and repair did to these owners.
     care: BTreeMap<usize, Care>,
+    /// When whose disk lost something of the key, owner or not.
+    damage: Vec<(Micros, ServerIndex)>,
 }
 
 /// A put or delete.
@@ -154,7 +162,10 @@ pub fn in_words(op: &Operation) -> String {
     };
     let Operation { id, client, key, n, quorum, called, .. } = op;
     let returned = op.returned.map_or("open".to_owned(), |returned| returned.to_string());
-    format!("{what} (#{id} of client {client}, key {key:?}, {quorum} of {n}, {called}..{returned} µs)")
+    let sloppy = if op.sloppy { ", sloppy" } else { "" };
+    format!(
+        "{what} (#{id} of client {client}, key {key:?}, {quorum} of {n}{sloppy}, {called}..{returned} µs)"
+    )
 }
 
 impl<'a> Evidence<'a> {
@@ -172,6 +183,7 @@ impl<'a> Evidence<'a> {
             key.add_hidden(history);
             key.given = history.given.iter().filter(|given| given.key == key.name).collect();
             let asked: BTreeSet<usize> = key.operations().map(|op| op.n).collect();
+            key.damage = history.damage.iter().filter_map(|damage| damaged(damage, key.name)).collect();
             key.care = asked.into_iter().map(|n| (n, Care::new(history, key, n))).collect();
         }
         Self { history, keys }
@@ -291,7 +303,8 @@ impl<'a> Key<'a> {
     /// Whether the quorum of `second` must meet what `first` left on its own. See the file's head.
     #[must_use]
     pub fn keeps(&self, first: &Operation, second: &Operation) -> bool {
-        first.n == second.n
+        !(first.sloppy || second.sloppy)
+            && first.n == second.n
             && first.quorum + second.quorum > first.n
             && precedes(first, second)
             && !self.is_unsettled(second)
@@ -310,6 +323,9 @@ impl<'a> Key<'a> {
     /// before a repair gave it to all.
     #[must_use]
     pub fn at_risk_from(&self, op: &Operation) -> Option<Micros> {
+        if op.sloppy {
+            return self.sloppy_at_risk_from(op);
+        }
         let care = self.care.get(&op.n).filter(|care| !care.damage.is_empty())?;
         let mut hit = BTreeSet::new();
         let mut copies = op.quorum;
@@ -326,6 +342,13 @@ impl<'a> Key<'a> {
             }
         }
         None
+    }
+
+    fn sloppy_at_risk_from(&self, op: &Operation) -> Option<Micros> {
+        let copies = if op.action == Action::Read { 1 } else { op.quorum };
+        let mut hit = BTreeSet::new();
+        let after = self.damage.iter().filter(|&&(at, _)| op.called <= at);
+        after.filter(|&&(_, server)| hit.insert(server)).nth(copies - 1).map(|&(at, _)| at)
     }
 
     /// Whether the key was damaged and not repaired at some time while the operation ran, in a way that matters to it.
@@ -376,7 +399,7 @@ impl Care {
         let mut damage: Vec<(Micros, ServerIndex)> = lost.filter(is_owners).collect();
         damage.sort_unstable();
 
-        let from_all = |op: &Operation| op.quorum == op.n && op.n >= n;
+        let from_all = |op: &Operation| op.quorum == op.n && op.n >= n && !op.sloppy;
         let gets = key.reads.iter().filter(|read| from_all(read.op));
         let gets = gets.filter_map(|read| Some((read.op.called, read.op.returned?)));
         // The runner's repairs say when they ended; they began after the damage before.

@@ -15,7 +15,7 @@
 //! of a put or delete. Of damage only a flipped bit excuses from it, in the record of one of them: what no other owner holds is lost with
 //! that, until the next start gives it again.
 //!
-//! Not checked here: gets that overlap the write; R + W ≤ N; whether what replaced the write may itself be gone (that is
+//! Not checked here: sloppy requests; gets that overlap the write; R + W ≤ N; whether what replaced the write may itself be gone (that is
 //! `concurrent_writes_are_never_lost`); writes of which no event was seen, except as such.
 
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ use crate::history::{Damage, Given, ValueId};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     for key in evidence.keys.values() {
-        for read in &key.reads {
+        for read in key.reads.iter().filter(|read| !read.op.sloppy) {
             shows_what_was_given(evidence, key, read, findings);
         }
         for write in key.writes.iter().filter(|write| write.is_acknowledged()) {

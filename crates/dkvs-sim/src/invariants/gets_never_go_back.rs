@@ -7,7 +7,7 @@
 //! before is owed then too, unless R of the owners or more were damaged since it was called, or it was under way when the
 //! disk was damaged.
 //!
-//! Not checked: gets that overlap; gets whose quorums need not meet; the siblings themselves, which
+//! Not checked: sloppy gets; gets that overlap; gets whose quorums need not meet; the siblings themselves, which
 //! `replaced_values_never_return` and `concurrent_writes_are_never_lost` compare.
 
 use super::Findings;

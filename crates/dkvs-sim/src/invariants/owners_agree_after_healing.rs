@@ -28,5 +28,5 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
 fn was_read_from_all(key: &Key<'_>, healed: Micros) -> bool {
     let asked = key.writes.iter().map(|write| write.op.n).chain(key.reads.iter().map(|read| read.op.n));
     let n = asked.max().unwrap_or_default();
-    key.reads.iter().any(|read| read.op.quorum == n && read.op.called >= healed)
+    key.reads.iter().any(|read| read.op.quorum == n && !read.op.sloppy && read.op.called >= healed)
 }

@@ -21,7 +21,7 @@
 //! Every execution of a write is an event of its own, and so is the second round of a blind put. A value may return through
 //! an event that whoever replaced it had not seen.
 //!
-//! Not checked: gets with quorums that need not meet, before the owners have exchanged their records. Of a deletion a
+//! Not checked: gets with quorums that need not meet, as those of sloppy requests, before the owners have exchanged their records. Of a deletion a
 //! get does not say which it is; it counts as returned only when no other can be meant.
 
 use dkvs_core::record::Record;

@@ -19,7 +19,7 @@
 //! may be gone; the others must fit even so.
 //!
 //! Not checked: keys with overlapping writers, as the writes of two clients may stay siblings; keys whose requests asked
-//! for different N. When the search exceeds its limit, the key counts as undecided.
+//! for different N, or were sloppy. When the search exceeds its limit, the key counts as undecided.
 
 use std::collections::BTreeMap;
 
@@ -75,7 +75,10 @@ fn qualifies(key: &Key<'_>) -> bool {
     };
     let mut asked = key.writes.iter().map(|write| write.op.n).chain(key.reads.iter().map(|read| read.op.n));
     let n = asked.next();
+    let is_strict =
+        || key.writes.iter().map(|w| w.op).chain(key.reads.iter().map(|r| r.op)).all(|op| !op.sloppy);
     !key.writes.is_empty()
+        && is_strict()
         && asked.all(|other| Some(other) == n)
         && one_after_the_other
         && key.reads.iter().all(overlaps)

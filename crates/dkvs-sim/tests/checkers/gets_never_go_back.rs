@@ -42,6 +42,7 @@ fn gets_that_need_not_agree_pass() {
         .by(2)
         .keeps("nothing_unwritten_appears");
     pending("R = 1").get("1", "A1").quorum(1).get("", "").quorum(1).keeps("nothing_unwritten_appears");
+    pending("sloppy").get("1", "A1").get("", "").sloppy().keeps("nothing_unwritten_appears");
     pending("another n").get("1", "A1").get("", "").n(5).quorum(4).keeps("nothing_unwritten_appears");
     pending("forward").get("", "").get("1", "A1").keeps(CLAIM);
     pending("the same vector, one sibling discarded")

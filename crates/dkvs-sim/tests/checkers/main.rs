@@ -15,5 +15,6 @@ mod owners_agree_after_healing;
 mod queues_stay_under_their_limits;
 mod replaced_values_never_return;
 mod single_writers_are_linearizable;
+mod sloppy_answers_are_what_they_say;
 
 mod linearizability;

@@ -14,14 +14,15 @@
 use std::fmt;
 
 use bytes::Bytes;
+use dkvs_cluster::Target;
 use dkvs_core::hlc::{Hlc, WallMs};
 use dkvs_core::position::Partition;
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
-use dkvs_core::servers::ServerIndex;
+use dkvs_core::servers::{ServerIndex, ServerName};
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_net::Level;
 use dkvs_sim::history::{
-    Action, ClockState, Damage, Given, HintLeft, History, Life, Operation, Outcome, ValueId,
+    Action, ClockState, Counted, Damage, Given, HintLeft, History, Life, Operation, Outcome, Stored, ValueId,
 };
 use dkvs_sim::invariants;
 
@@ -98,8 +99,19 @@ impl Story {
         let id = self.history.operations.len();
         let key = self.key.clone();
         let deadline = called + 1_000_000;
-        let op =
-            Operation { id, client: 1, key, n: 3, quorum: 2, called, returned, deadline, action, outcome };
+        let op = Operation {
+            id,
+            client: 1,
+            key,
+            n: 3,
+            quorum: 2,
+            sloppy: false,
+            called,
+            returned,
+            deadline,
+            action,
+            outcome,
+        };
         self.history.operations.push(op);
         self.told = false;
         self
@@ -209,6 +221,43 @@ impl Story {
 
     pub(crate) fn deadline(mut self, at: u64) -> Self {
         self.last().deadline = at * 1_000;
+        self
+    }
+
+    /// Others may stand in for the owners asked by the last operation.
+    pub(crate) fn sloppy(mut self) -> Self {
+        self.last().sloppy = true;
+        self
+    }
+
+    /// The last operation's answer names these owners, and these stand-ins, each as who and for whom.
+    pub(crate) fn counted(mut self, owners: &str, stand_ins: &str) -> Self {
+        let id = self.last().id;
+        let pair = |pair: &str| {
+            let mut servers = pair.chars().map(server);
+            (servers.next().expect("who"), servers.next().expect("for whom"))
+        };
+        let stand_ins = stand_ins.split_whitespace().map(pair).collect();
+        self.history.counted.insert(id, Counted { owners: owners.chars().map(server).collect(), stand_ins });
+        self
+    }
+
+    /// When the last operation was called, this server wrote a record that knows these events, as its own or in a hint.
+    pub(crate) fn stored(mut self, letter: char, hint_for: Option<char>, known: &str) -> Self {
+        let called = self.last().called;
+        self.stored_at(called / 1_000, letter, hint_for, known)
+    }
+
+    pub(crate) fn stored_at(mut self, at: u64, letter: char, hint_for: Option<char>, known: &str) -> Self {
+        let target = |letter| {
+            let host = format!("192.0.2.{}", server(letter).number());
+            (Target::of(&ServerName::new(&host, 1234).expect("a name")), server(letter))
+        };
+        self.history.targets.extend(('A'..='E').map(target));
+        let hint_for = hint_for.map(|letter| target(letter).0);
+        let place = (server(letter), self.key.clone());
+        let stored = Stored { at: at * 1_000, hint_for, vv: dots(known).collect() };
+        self.history.stored.entry(place).or_default().push(stored);
         self
     }
 
