@@ -33,9 +33,6 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// over killed servers.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
 
-/// Short, so that a server that is back is noticed soon.
-const PING_INTERVAL: Duration = Duration::from_millis(100);
-
 /// A socket of a test: real, with faults.
 pub type TestSocket = FaultySocket<Port>;
 
@@ -62,6 +59,10 @@ pub struct Plan {
     pub hint_bytes_max: u64,
     /// Time between comparisons of servers; `None` if they do not compare.
     pub repair_interval: Option<Duration>,
+    /// Bytes of records that comparisons move in a second; 0 for no limit.
+    pub repair_bytes_per_s_max: u64,
+    /// Time between pings to a server that is silent. Short, so that one that is back is noticed soon.
+    pub ping_interval: Duration,
 }
 
 impl Plan {
@@ -84,6 +85,8 @@ impl Plan {
             scrub_pause: None,
             hint_bytes_max: 256 << 20,
             repair_interval: None,
+            repair_bytes_per_s_max: 0,
+            ping_interval: Duration::from_millis(100),
         }
     }
 }
@@ -178,7 +181,8 @@ impl Cluster {
         }
         config.hint_bytes_max = self.plan.hint_bytes_max;
         config.repair_interval = self.plan.repair_interval.unwrap_or(Duration::ZERO);
-        config.ping_interval = PING_INTERVAL;
+        config.repair_bytes_per_s_max = self.plan.repair_bytes_per_s_max;
+        config.ping_interval = self.plan.ping_interval;
         let socket = FaultySocket::new(port, self.plan.faults, unique);
         let store = member.store.clone();
         let running = Server::start(socket, store, start, initial, config).await;
