@@ -111,8 +111,8 @@ async fn run(keys: usize) {
     println!("an empty server filled with {keys} records in {filled:.0?}");
     for (when, mut latencies) in [("before", quiet), ("while", while_filling), ("after", after)] {
         latencies.sort_unstable();
-        let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_micros();
-        println!("gets {when} it was filled: {}, p50 {} us, p99 {} us", latencies.len(), at(0.5), at(0.99));
+        let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_micros();
+        println!("gets {when} it was filled: {}, p50 {} us, p99 {} us", latencies.len(), at(50), at(99));
     }
 }
 

@@ -101,7 +101,7 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) sloppy: bool,
 
-    /// Let only owners count, whatever the cluster's configuration says, which is the default
+    /// Let only owners count, also where the cluster's configuration lets others
     #[arg(long, global = true)]
     pub(crate) strict: bool,
 
