@@ -101,7 +101,7 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) sloppy: bool,
 
-    /// Let only owners count, whatever the cluster's configuration says [default]
+    /// Let only owners count, which is the default unless the cluster's configuration says otherwise
     #[arg(long, global = true)]
     pub(crate) strict: bool,
 
