@@ -268,8 +268,8 @@ impl<S: Socket> Client<S> {
         read: impl Fn(ClientAnswer) -> Option<A>,
     ) -> Result<A, Error> {
         let start = Instant::now();
-        // All owners may be silent, and somebody else has to have time enough to stand in for them.
-        let shares = if is_sloppy { u32::try_from(2 * (n + 1)).unwrap_or(u32::MAX) } else { SILENCE_SHARE };
+        // All owners may be silent, and somebody else is to have time to stand in for them.
+        let shares = if is_sloppy { u32::try_from(n + 1).unwrap_or(u32::MAX) } else { SILENCE_SHARE };
         let share = deadline.saturating_duration_since(start) / shares.max(SILENCE_SHARE);
         let silence = share.min(self.inner.config.silence_max);
         let mut tried = Vec::new();
