@@ -919,6 +919,8 @@ mod tests {
         let (replica, puts) = overlapping(&store, &outcome).await;
         outcome.send(Ok(())).unwrap();
         outcome.send(Ok(())).unwrap();
+        // Of the hash tree.
+        outcome.send(Ok(())).unwrap();
         replica.close().await.unwrap();
         for put in puts {
             put.await.unwrap().unwrap();
