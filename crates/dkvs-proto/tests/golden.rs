@@ -437,8 +437,8 @@ fn every_message_stands_here() {
     for (prefix, kind, count) in [
         ("client_request", Kind::ClientRequest, 2),
         ("client_answer", Kind::ClientAnswer, 3),
-        ("replica_request", Kind::ReplicaRequest, 5),
-        ("replica_answer", Kind::ReplicaAnswer, 5),
+        ("replica_request", Kind::ReplicaRequest, 6),
+        ("replica_answer", Kind::ReplicaAnswer, 6),
         ("admin_request", Kind::AdminRequest, 4),
         ("admin_answer", Kind::AdminAnswer, 5),
     ] {
