@@ -26,6 +26,8 @@ pub mod processes;
 
 pub mod fleet;
 
+pub mod many;
+
 /// Long enough for anything that is not stuck, however busy the machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -5,41 +5,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs::{ClientConfig, ServerIndex};
+use dkvs::ServerIndex;
 use dkvs_core::position::Partition;
 use dkvs_storage::Keyspace;
-use dkvs_tests::{Cluster, Plan, SILENCE_MAX, TestClient, eventually};
-use futures::{StreamExt, stream};
-
-/// Requests at one time.
-const SIDE_BY_SIDE: usize = 64;
+use dkvs_tests::many::{client, delete_all, key, put_all};
+use dkvs_tests::{Cluster, Plan, eventually};
 
 /// Servers that compare all the time.
 fn comparing(servers: u16) -> Plan {
     Plan { repair_interval: Some(Duration::from_millis(50)), ..Plan::of(servers) }
-}
-
-fn key(number: usize) -> String {
-    format!("key {number}")
-}
-
-async fn client(cluster: &Cluster) -> TestClient {
-    let timeout = Duration::from_secs(5);
-    let config = ClientConfig { timeout, silence_max: SILENCE_MAX, ..ClientConfig::default() };
-    cluster.client_with(config).await
-}
-
-async fn put_all(client: &TestClient, numbers: std::ops::Range<usize>, value: &str) {
-    let puts = numbers.map(|number| client.put(key(number), format!("{value} {number}")).w(2).into_future());
-    stream::iter(puts).buffer_unordered(SIDE_BY_SIDE).for_each(|put| async { drop(put.unwrap()) }).await;
-}
-
-async fn delete_all(client: &TestClient, numbers: std::ops::Range<usize>) {
-    let deletes = numbers.map(|number| client.delete(key(number)).w(2).into_future());
-    stream::iter(deletes)
-        .buffer_unordered(SIDE_BY_SIDE)
-        .for_each(|delete| async { drop(delete.unwrap()) })
-        .await;
 }
 
 /// What a server holds of all keys, but for what only it may know of them.

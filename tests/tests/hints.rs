@@ -5,38 +5,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkvs::{ClientConfig, Liveness, ServerIndex};
+use dkvs::{Liveness, ServerIndex};
 use dkvs_core::record::Record;
 use dkvs_storage::Keyspace;
-use dkvs_tests::{Cluster, Plan, SILENCE_MAX, TestClient, eventually};
+use dkvs_tests::many::{client, delete_all, key, put_all};
+use dkvs_tests::{Cluster, Plan, TestClient, eventually};
 use futures::{StreamExt, stream};
-
-/// Requests at one time.
-const SIDE_BY_SIDE: usize = 64;
-
-fn key(number: usize) -> String {
-    format!("key {number}")
-}
-
-/// A client whose requests are given up, and hints written, after a while that no busy machine exceeds.
-async fn client(cluster: &Cluster) -> TestClient {
-    let timeout = Duration::from_secs(5);
-    let config = ClientConfig { timeout, silence_max: SILENCE_MAX, ..ClientConfig::default() };
-    cluster.client_with(config).await
-}
-
-async fn put_all(client: &TestClient, numbers: std::ops::Range<usize>, value: &str) {
-    let puts = numbers.map(|number| client.put(key(number), format!("{value} {number}")).w(2).into_future());
-    stream::iter(puts).buffer_unordered(SIDE_BY_SIDE).for_each(|put| async { drop(put.unwrap()) }).await;
-}
-
-async fn delete_all(client: &TestClient, numbers: std::ops::Range<usize>) {
-    let deletes = numbers.map(|number| client.delete(key(number)).w(2).into_future());
-    stream::iter(deletes)
-        .buffer_unordered(SIDE_BY_SIDE)
-        .for_each(|delete| async { drop(delete.unwrap()) })
-        .await;
-}
 
 /// Waits until everything that is stored for these keys is also kept for one server.
 async fn hinted(cluster: &Cluster, holders: &[ServerIndex], target: ServerIndex, keys: usize) {

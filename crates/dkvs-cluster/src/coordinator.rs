@@ -515,8 +515,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
 
     async fn try_hint(&self, owner: ServerIndex, missed: &Missed) -> Result<(), ReplicaError> {
         let Missed { key, record, durability } = missed.clone();
-        let change = HintChange::Keep { target: self.target(owner), key, record };
         let target = self.target(owner);
+        let change = HintChange::Keep { target, key, record };
         self.replica.hint(change, durability).await?;
         self.detector.news(owner).notify_one();
         if self.replica.hints_kept().tally(target).dirty > 0 {
@@ -546,12 +546,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             }
             let Terms { durability, cause } = terms;
             let request = ReplicaRequest::Merge { ring: self.ring.id(), key, record, durability, cause };
-            let answer = match self.ask(owner, request, deadline).await {
-                Ok(ReplicaAnswer::Merged { missed }) => Ok(missed),
-                Ok(other) => Err(unexpected(other)),
-                Err(reason) => Err(reason),
-            };
-            (owner, answer)
+            (owner, merged(self.ask(owner, request, deadline).await))
         })
     }
 
@@ -568,12 +563,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Box::pin(async move {
             let (ring, Terms { durability, cause }) = (self.ring.id(), terms);
             let request = ReplicaRequest::MergeHint { ring, key, record, owner, durability, cause };
-            let answer = match self.ask(server, request, deadline).await {
-                Ok(ReplicaAnswer::Merged { missed }) => Ok(missed),
-                Ok(other) => Err(unexpected(other)),
-                Err(reason) => Err(reason),
-            };
-            (owner, (server, answer))
+            (owner, (server, merged(self.ask(server, request, deadline).await)))
         })
     }
 
@@ -592,13 +582,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 return (owner, (server, kept.map_err(|error| OwnerAnswer::Refused(error.refusal()))));
             }
             let request = ReplicaRequest::FetchHints { ring: self.ring.id(), key, known: known.0 };
-            let answer = match self.ask(server, request, deadline).await {
-                Ok(ReplicaAnswer::Same) => Ok(known.1),
-                Ok(ReplicaAnswer::Record(record)) => Ok(record),
-                Ok(other) => Err(unexpected(other)),
-                Err(reason) => Err(reason),
-            };
-            (owner, (server, answer))
+            (owner, (server, fetched(self.ask(server, request, deadline).await, known.1)))
         })
     }
 
@@ -612,13 +596,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     ) -> BoxFuture<'static, FromOwner<Record>> {
         Box::pin(async move {
             let request = ReplicaRequest::Fetch { ring: self.ring.id(), key, known: known.0 };
-            let answer = match self.ask(owner, request, deadline).await {
-                Ok(ReplicaAnswer::Same) => Ok(known.1),
-                Ok(ReplicaAnswer::Record(record)) => Ok(record),
-                Ok(other) => Err(unexpected(other)),
-                Err(reason) => Err(reason),
-            };
-            (owner, answer)
+            (owner, fetched(self.ask(owner, request, deadline).await, known.1))
         })
     }
 
@@ -1001,6 +979,25 @@ fn own_answer<A>(merged: Option<Result<A, ReplicaError>>) -> Result<A, OwnerAnsw
         Some(Ok(answer)) => Ok(answer),
         Some(Err(error)) => Err(OwnerAnswer::Refused(error.refusal())),
         None => Err(OwnerAnswer::TimedOut),
+    }
+}
+
+/// What a server answered that was to merge a record.
+fn merged(answer: Result<ReplicaAnswer, OwnerAnswer>) -> Result<Vec<Dot>, OwnerAnswer> {
+    match answer {
+        Ok(ReplicaAnswer::Merged { missed }) => Ok(missed),
+        Ok(other) => Err(unexpected(other)),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// What a server answered that was to send a record, unless it is the one known here.
+fn fetched(answer: Result<ReplicaAnswer, OwnerAnswer>, known: Record) -> Result<Record, OwnerAnswer> {
+    match answer {
+        Ok(ReplicaAnswer::Same) => Ok(known),
+        Ok(ReplicaAnswer::Record(record)) => Ok(record),
+        Ok(other) => Err(unexpected(other)),
+        Err(reason) => Err(reason),
     }
 }
 
