@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use dkvs::{Liveness, ServerIndex};
 use dkvs_core::record::Record;
