@@ -63,6 +63,10 @@ pub struct Plan {
     pub repair_interval: Option<Duration>,
     /// Bytes of records that comparisons move in a second; 0 for no limit.
     pub repair_bytes_per_s_max: u64,
+    /// Time between rounds of forgetting tombstones; `None` for never.
+    pub reap_interval: Option<Duration>,
+    /// Longest time that servers let requests take. Tombstones stay for longer than that.
+    pub timeout_max: Duration,
     /// Time between pings to a server that is silent. Short, so that one that is back is noticed soon.
     pub ping_interval: Duration,
 }
@@ -88,6 +92,8 @@ impl Plan {
             hint_bytes_max: 256 << 20,
             repair_interval: None,
             repair_bytes_per_s_max: 0,
+            reap_interval: None,
+            timeout_max: Duration::from_secs(60),
             ping_interval: Duration::from_millis(100),
         }
     }
@@ -184,6 +190,8 @@ impl Cluster {
         config.hint_bytes_max = self.plan.hint_bytes_max;
         config.repair_interval = self.plan.repair_interval.unwrap_or(Duration::ZERO);
         config.repair_bytes_per_s_max = self.plan.repair_bytes_per_s_max;
+        config.reap_interval = self.plan.reap_interval.unwrap_or(Duration::ZERO);
+        config.timeout_max = self.plan.timeout_max;
         config.ping_interval = self.plan.ping_interval;
         let socket = FaultySocket::new(port, self.plan.faults, unique);
         let store = member.store.clone();

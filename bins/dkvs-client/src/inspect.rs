@@ -298,6 +298,7 @@ struct UpJson {
     scrubs: u64,
     siblings_warned: u64,
     partitions_unread: u64,
+    reaped: u64,
     peers: Vec<PeerJson>,
 }
 
@@ -446,6 +447,7 @@ fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::
             scrubs: status.scrubs,
             siblings_warned: status.siblings_warned,
             partitions_unread: status.partitions_unread,
+            reaped: status.reaped,
             peers: status.peers.into_iter().filter_map(|peer| peer_json(client, peer)).collect(),
         })),
         Err(error) => ServerJson::Down(DownJson::new(name, error.to_string())),

@@ -45,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) hint_bytes_max: u64,
     pub(crate) repair_interval_ms: u64,
     pub(crate) repair_bytes_per_s_max: u64,
+    pub(crate) reap_interval_ms: u64,
 
     pub(crate) n: Option<usize>,
     pub(crate) r: Option<usize>,
@@ -129,6 +130,7 @@ impl Default for Config {
             hint_bytes_max: 256 << 20,
             repair_interval_ms: 10_000,
             repair_bytes_per_s_max: 16 << 20,
+            reap_interval_ms: 10_000,
             n: None,
             r: None,
             w: None,

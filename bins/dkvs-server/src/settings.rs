@@ -59,6 +59,7 @@ impl Settings {
         within("clock_skew_max_ms", config.clock_skew_max_ms, 0..=MS_MAX)?;
         within("flush_interval_ms", config.flush_interval_ms, 1..=MS_MAX)?;
         within("repair_interval_ms", config.repair_interval_ms, 0..=MS_MAX)?;
+        within("reap_interval_ms", config.reap_interval_ms, 0..=MS_MAX)?;
         within("scrub_pause_ms", config.scrub_pause_ms, 1..=MS_MAX)?;
         config.threads.map(|threads| within("threads", threads, 1..=THREADS_MAX)).transpose()?;
         let endpoint = EndpointConfig {
@@ -109,6 +110,7 @@ impl Settings {
             hint_bytes_max: self.config.hint_bytes_max,
             repair_interval: Duration::from_millis(self.config.repair_interval_ms),
             repair_bytes_per_s_max: self.config.repair_bytes_per_s_max,
+            reap_interval: Duration::from_millis(self.config.reap_interval_ms),
             ping_interval: Duration::from_millis(self.config.ping_interval_ms),
             siblings: SiblingLimits { warn: self.config.siblings_warn, max: self.config.siblings_max },
             value_len_max: self.config.value_len_max,
@@ -167,6 +169,7 @@ mod tests {
                 hint_bytes_max,
                 repair_interval,
                 repair_bytes_per_s_max,
+                reap_interval,
                 ping_interval,
                 siblings,
                 value_len_max,
@@ -176,7 +179,7 @@ mod tests {
                 ..
             } = config.clone();
             let storage = (durability, disk_free_bytes_min, scrub_bytes_per_s, scrub_pause);
-            let pace = (repair_interval, repair_bytes_per_s_max);
+            let pace = (repair_interval, repair_bytes_per_s_max, reap_interval);
             let repair = (hint_bytes_max, pace, ping_interval, siblings);
             (
                 (quorum, sloppy),

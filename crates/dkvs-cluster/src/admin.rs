@@ -74,6 +74,7 @@ impl<S: Socket, T: Store> Running<S, T> {
             scrubs: self.scrub.passes(),
             siblings_warned: replica.siblings_warned(),
             partitions_unread: replica.tree().unknown_len() as u64,
+            reaped: replica.watches().reaped(),
             peers: self.coordinator.peers().into_iter().map(|peer| self.peer_report(peer)).collect(),
         }
     }

@@ -31,7 +31,7 @@ use dkvs_core::hash_tree::{EntryHash, LEAF_LEVEL, Node, PartitionSet};
 use dkvs_core::position::Partition;
 use dkvs_core::record::{Record, RecordHash};
 use dkvs_core::ring::{Ring, ServerIndex};
-use dkvs_net::Socket;
+use dkvs_net::{Socket, Validity};
 use dkvs_proto::message::Refusal;
 use dkvs_proto::message::client::OwnerAnswer;
 use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
@@ -531,6 +531,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
     async fn exchange(&self, key: Bytes, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
         let Coordinator { replica, anti_entropy, .. } = &**self.coordinator;
         let Ok(_place) = self.records.places.acquire().await else { return Ok(()) };
+        let _under_way = replica.watches().begin(&key);
         let (ours, is_whole) = match replica.fetch(&key) {
             Ok(record) => (record, true),
             Err(ReplicaError::Damaged) => (Record::new(), false),
@@ -542,7 +543,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
         anti_entropy.pace.spend(RECORD_LEN + theirs.value_len()).await;
         if !ours.includes(&theirs) {
             self.coordinator.clock.observe(self.coordinator.addresses[self.server.as_usize()], &theirs);
-            match replica.merge(key.clone(), theirs.clone(), Terms::UPKEEP).await {
+            match replica.merge(key.clone(), theirs.clone(), Terms::UPKEEP, Validity::unlimited()).await {
                 Ok(_) => drop(self.pair.moved.fetch_add(1, Ordering::Relaxed)),
                 Err(ReplicaError::Refused(Refusal::Invalid(_))) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -563,13 +564,18 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
         Ok(())
     }
 
+    /// Until when a record may take to come or go. No message may live longer than the longest request.
+    fn record_deadline(&self) -> Instant {
+        Instant::now() + RECORD_MAX.min(self.coordinator.timeout_max)
+    }
+
     async fn fetch(&self, key: Bytes, known: (RecordHash, Record)) -> Result<Record, OwnerAnswer> {
-        let deadline = Instant::now() + RECORD_MAX;
+        let deadline = self.record_deadline();
         self.coordinator.clone().fetch_at(self.server, key, known, deadline).await.1
     }
 
     async fn merge(&self, key: Bytes, record: Record) -> Result<(), OwnerAnswer> {
-        let deadline = Instant::now() + RECORD_MAX;
+        let deadline = self.record_deadline();
         let merged = self.coordinator.clone().merge_at(self.server, key, record, deadline, Terms::UPKEEP);
         merged.await.1.map(drop)
     }
@@ -611,6 +617,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
                 ReplicaAnswer::Merged { .. }
                 | ReplicaAnswer::Same
                 | ReplicaAnswer::Record(_)
+                | ReplicaAnswer::Reap(_)
                 | ReplicaAnswer::Alive => {
                     Err(OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())))
                 }

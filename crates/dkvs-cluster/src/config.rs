@@ -42,6 +42,8 @@ pub struct ServerConfig {
     pub repair_interval: Duration,
     /// Bytes of records that such comparisons move in a second; 0 for no limit.
     pub repair_bytes_per_s_max: u64,
+    /// Time between rounds in which this server forgets tombstones; zero for never.
+    pub reap_interval: Duration,
     /// Time between pings to a server that is silent, and how long it may take to answer one.
     pub ping_interval: Duration,
     /// How many siblings of a key are too many.
@@ -97,6 +99,7 @@ impl ServerConfig {
             hint_bytes_max: 256 << 20,
             repair_interval: Duration::from_secs(10),
             repair_bytes_per_s_max: 16 << 20,
+            reap_interval: Duration::from_secs(10),
             ping_interval: Duration::from_secs(1),
             siblings: SiblingLimits::default(),
             value_len_max: VALUE_LEN_MAX_DEFAULT,

@@ -39,6 +39,7 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     StandIn, Token,
 };
+use dkvs_proto::message::reap::ReapRequest;
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use dkvs_proto::record::fits;
@@ -54,6 +55,7 @@ use crate::anti_entropy::AntiEntropy;
 use crate::clock::Clock;
 use crate::failure_detector::FailureDetector;
 use crate::hints::{HintChange, Target};
+use crate::reaping::UnderWay;
 use crate::replica::{Replica, ReplicaError, Terms};
 use crate::writer::{ClientWrite, TOO_MANY_VERSIONS};
 
@@ -160,6 +162,8 @@ struct Cast {
     mine: Option<ServerIndex>,
     /// When others are asked to stand in for owners that have not answered by then.
     impatient_from: Instant,
+    /// Held as long as the request has records of its key at hand.
+    under_way: Arc<UnderWay>,
 }
 
 impl Cast {
@@ -222,6 +226,15 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         Ok(self.target(owner))
     }
 
+    /// Checks a step towards forgetting tombstones.
+    pub(crate) fn check_reap(&self, request: &ReapRequest) -> Result<(), Refusal> {
+        self.check_ring(request.ring)?;
+        if request.from == self.me || request.from.as_usize() >= self.ring.servers().len() {
+            return Err(Refusal::Invalid("who wants to forget is no other server of the ring".into()));
+        }
+        request.keys.iter().try_for_each(|asked| self.check(request.ring, &asked.key))
+    }
+
     fn owners(&self, key: &[u8], n: u16, r: u16, w: u16) -> Result<Vec<ServerIndex>, Refusal> {
         let [n, r, w] = [n, r, w].map(usize::from);
         Quorum::with_defaults(self.ring.servers().len(), Some(n), Some(r), Some(w))
@@ -236,7 +249,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     }
 
     /// Who takes part in a request for a key: its owners, and if it is sloppy whoever may stand in for them.
-    fn cast(&self, key: &[u8], n: u16, is_sloppy: bool, deadline: Instant) -> Cast {
+    fn cast(&self, key: &Bytes, n: u16, is_sloppy: bool, deadline: Instant) -> Cast {
         let (n, now) = (usize::from(n), Instant::now());
         let participants = if is_sloppy {
             let preference = self.ring.owners_of_key(key, self.ring.servers().len());
@@ -245,7 +258,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             Participants::strict(self.ring.owners_of_key(key, n))
         };
         let impatient_from = now + (deadline.saturating_duration_since(now) / SILENCE_SHARE).min(SILENCE_MAX);
-        Cast { participants, is_sloppy, silent: BTreeSet::new(), mine: None, impatient_from }
+        let under_way = Arc::new(self.replica.watches().begin(key));
+        Cast { participants, is_sloppy, silent: BTreeSet::new(), mine: None, impatient_from, under_way }
     }
 
     async fn put(self: &Arc<Self>, put: Put, validity: Validity) -> Result<ClientAnswer, Failure> {
@@ -421,10 +435,10 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let missed = Missed { key: key.clone(), record: record.clone(), durability: terms.durability };
         match Gauge::try_hold(Background(self.clone()), len) {
             Some(room) => {
-                let coordinator = self.clone();
+                let (coordinator, under_way) = (self.clone(), cast.under_way.clone());
                 self.go_on(async move {
                     coordinator.see_to(failed, waiting, writes, &missed).await;
-                    drop(room);
+                    drop((room, under_way));
                 });
             }
             // The request stays until its hints are written, and tries only once: it is not to wait for space on a disk.
@@ -541,7 +555,8 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     ) -> BoxFuture<'static, FromOwner<Vec<Dot>>> {
         Box::pin(async move {
             if owner == self.me {
-                let merged = timeout_at(deadline, self.replica.merge(key, record, terms)).await;
+                let merging = self.replica.merge(key, record, terms, Validity::unlimited());
+                let merged = timeout_at(deadline, merging).await;
                 return (owner, own_answer(merged.ok()));
             }
             let Terms { durability, cause } = terms;
@@ -1008,6 +1023,7 @@ fn unexpected(answer: ReplicaAnswer) -> OwnerAnswer {
         | ReplicaAnswer::Same
         | ReplicaAnswer::Record(_)
         | ReplicaAnswer::Repair(_)
+        | ReplicaAnswer::Reap(_)
         | ReplicaAnswer::Alive => OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())),
     }
 }

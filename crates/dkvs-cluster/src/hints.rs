@@ -325,6 +325,16 @@ impl HintWriter {
         Ok((all, own))
     }
 
+    /// Whether anything is kept of a key for anybody.
+    pub(crate) fn has(&self, store: &impl Store, key: &[u8]) -> Result<bool, StoreError> {
+        for (target, _) in self.tallies.iter().filter(|(_, tally)| tally.hints > 0) {
+            if self.get(store, &hint_place(*target, key))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Deletes the hint, unless it has changed since it was read.
     fn delivered(
         &mut self,
@@ -407,6 +417,12 @@ impl HintWriter {
             }
         }
         self.committing = Some((staged, self.tallies.clone()));
+    }
+
+    /// The keys whose hints change in the batch that was taken last.
+    pub(crate) fn committing(&self) -> impl Iterator<Item = &[u8]> {
+        let changes = self.committing.iter().flat_map(|(changes, _)| changes.keys());
+        changes.filter_map(|place| place.get(1 + TARGET_LEN + PARTITION_LEN..))
     }
 
     /// The batch was committed. Called before the next one is taken.
@@ -726,6 +742,7 @@ async fn one<S: Socket, T: Store>(
     target: Target,
     Hint { key, record, durability }: Hint,
 ) -> Result<Delivery, ReplicaError> {
+    let _under_way = coordinator.replica.watches().begin(&key);
     let hash = match record {
         Ok(record) => {
             let hash = record.hash();

@@ -12,6 +12,7 @@
 //! - `failure_detector` knows who answers: whom to ask first, and whom to spare what can wait.
 //! - `hints` keeps what other owners have missed, also in their place, and delivers it when they answer.
 //! - `tree` sums up the records, and `anti_entropy` compares these sums with other servers' and makes equal what differs.
+//! - `reaping` forgets tombstones, when all servers have shown that nothing is left that they are needed against.
 //! - `scrub` reads all records, slowly, in search of damage; `mend` repairs what was found from the other owners.
 //! - [`check`] looks at a store without a server.
 //! - [`Server`] wires them to a port and starts and stops them.
@@ -45,6 +46,8 @@ mod hints;
 mod anti_entropy;
 
 mod tree;
+
+mod reaping;
 
 mod coordinator;
 

@@ -67,6 +67,7 @@ async fn one<S: Socket, T: Store>(
     key: Bytes,
     n: usize,
 ) -> Result<(), ReplicaError> {
+    let _under_way = coordinator.replica.watches().begin(&key);
     let others = other_owners(coordinator, &key, n);
     let nothing = Record::new();
     if others.is_empty() && !coordinator.replica.is_written_anew(&key)? {

@@ -3,8 +3,10 @@
 //! Reads go straight to the store and see what is committed. Changes go through the one writer of
 //! [`crate::writer`], which serialises them and answers when they are durable.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs_core::hash_tree::EntryHash;
@@ -13,6 +15,7 @@ use dkvs_core::position::Partition;
 use dkvs_core::record::Record;
 use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{Gauge, Held, Level, Validity};
+use dkvs_proto::message::reap::ReapRequest;
 use dkvs_proto::message::replica::Cause;
 use dkvs_proto::message::{self, Refusal};
 use dkvs_storage::{Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
@@ -24,6 +27,7 @@ use crate::clock::Clock;
 use crate::damage::{Damage, is_damage};
 use crate::hints::{self, DirtyMark, Hint, HintChange, HintWriter, HintsKept, Target};
 use crate::identity::Identity;
+use crate::reaping::Watches;
 use crate::siblings::SiblingLimits;
 use crate::stored::{Stored, key_of, store_key};
 use crate::tree::Tree;
@@ -103,6 +107,10 @@ pub(crate) struct ReplicaConfig {
     /// Bytes of hints kept for one server.
     pub(crate) hint_bytes_max: u64,
     pub(crate) siblings: SiblingLimits,
+    /// How long a message of this server may live.
+    pub(crate) message_life: Duration,
+    /// Keys that this server is given at its start.
+    pub(crate) given: BTreeSet<Bytes>,
 }
 
 /// One entry of a page: a key and its record.
@@ -139,6 +147,7 @@ pub struct Replica<T> {
     damage: Arc<Damage>,
     hints_kept: Arc<HintsKept>,
     tree: Arc<Tree>,
+    watches: Arc<Watches>,
 }
 
 impl<T> Clone for Replica<T> {
@@ -155,6 +164,7 @@ impl<T> Clone for Replica<T> {
             damage: self.damage.clone(),
             hints_kept: self.hints_kept.clone(),
             tree: self.tree.clone(),
+            watches: self.watches.clone(),
         }
     }
 }
@@ -189,7 +199,9 @@ impl<T: Store> Replica<T> {
         let room_units = limits.bytes_max / ROOM_UNIT_LEN;
         let gauges = Arc::new(Gauges::new(limits, room_units * ROOM_UNIT_LEN));
         let (stop, stopping) = watch::channel(false);
-        let ledgers = Ledgers { damage: damage.clone(), hints, tree: tree.clone() };
+        let watches = Arc::new(Watches::new(config.message_life, config.given.clone()));
+        let (damage_kept, tree_kept) = (damage.clone(), tree.clone());
+        let ledgers = Ledgers { damage: damage_kept, hints, tree: tree_kept, watches: watches.clone() };
         let (writer, stopped, totals) =
             Writer::new(store.clone(), identity, clock, config, gauges.clone(), ledgers)?;
         let Totals { keys, tombstones, bytes } = *totals.borrow();
@@ -197,7 +209,20 @@ impl<T: Store> Replica<T> {
         tracing::info!(?start, incarnation, keys, tombstones, bytes, damaged, "replica opened");
         tokio::spawn(writer.run(queue, limits.batch_max, stopping));
         let room = Arc::new(Semaphore::new(room_units));
-        Ok(Self { store, changes, room, room_units, gauges, stop, stopped, totals, damage, hints_kept, tree })
+        Ok(Self {
+            store,
+            changes,
+            room,
+            room_units,
+            gauges,
+            stop,
+            stopped,
+            totals,
+            damage,
+            hints_kept,
+            tree,
+            watches,
+        })
     }
 
     /// The record of a key; empty when there is none. A damaged one is put aside, and repaired from the other owners.
@@ -305,6 +330,27 @@ impl<T: Store> Replica<T> {
         self.store.health()
     }
 
+    /// Where there is nothing but tombstones, after a store key.
+    pub(crate) fn tombstones(
+        &self,
+        after: Option<&[u8]>,
+        limit: ScanLimit,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let page = self.store.scan(Keyspace::Tombstones, after, limit)?;
+        Ok(page.into_iter().map(|(store_key, _)| store_key).collect())
+    }
+
+    /// What this server watches, and has under way.
+    pub(crate) fn watches(&self) -> &Arc<Watches> {
+        &self.watches
+    }
+
+    /// Takes a step towards forgetting tombstones. The places of the keys that pass.
+    pub(crate) async fn reap(&self, request: ReapRequest, valid: Validity) -> Result<Vec<u32>, ReplicaError> {
+        let len = request.keys.iter().map(|key| key.key.len()).sum();
+        self.change(len, |done| Change::Reap { request, valid, done }).await
+    }
+
     /// Looks at a page of entries after one of them, puts aside what is damaged, and drops the bytes of what expired before
     /// `long_ago`. Returns the last entry's key and how many bytes were read; `None` at the end.
     pub(crate) fn scrub(
@@ -318,7 +364,8 @@ impl<T: Store> Replica<T> {
         for (store_key, bytes) in &page {
             match Stored::decode(bytes) {
                 Ok(mut stored) => {
-                    if stored.record.drop_expired(long_ago) {
+                    let is_unknown = || self.store.get(Keyspace::Tombstones, store_key).map(|at| at.is_none());
+                    if stored.record.drop_expired(long_ago) || stored.is_deleted() && is_unknown()? {
                         self.reclaim(store_key.clone());
                     }
                 }
@@ -359,15 +406,17 @@ impl<T: Store> Replica<T> {
     }
 
     /// Merges another replica's record. Returns what was known here before that a put without a
-    /// context would have had to replace and had not heard of; see [`Record::missed_by`].
+    /// context would have had to replace and had not heard of; see [`Record::missed_by`]. Refused when it is not `valid` any more
+    /// by the time it is its turn: a record that comes too late may be of before its key was forgotten.
     pub(crate) async fn merge(
         &self,
         key: Bytes,
         record: Record,
         terms: Terms,
+        valid: Validity,
     ) -> Result<Vec<Dot>, ReplicaError> {
         let len = key.len() + record.value_len();
-        self.change(len, |done| Change::Merge { key, record, terms, done }).await
+        self.change(len, |done| Change::Merge { key, record, terms, valid, done }).await
     }
 
     /// Makes a second event in place of this server's `first`, which replaces also what was `missed`. `None` if the first
@@ -395,9 +444,10 @@ impl<T: Store> Replica<T> {
         key: Bytes,
         record: Record,
         terms: Terms,
+        valid: Validity,
     ) -> Result<Vec<Dot>, ReplicaError> {
         let len = key.len() + record.value_len();
-        self.change(len, |done| Change::StandIn { target, key, record, terms, done }).await
+        self.change(len, |done| Change::StandIn { target, key, record, terms, valid, done }).await
     }
 
     /// All that is kept of a key for others; empty when nothing is.
@@ -554,8 +604,6 @@ impl<T: Store> Replica<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use dkvs_core::hlc::Hlc;
     use dkvs_core::limits::VERSION_VECTOR_LEN_MAX;
     use dkvs_core::record::{Body, OpId, Write};
@@ -587,6 +635,8 @@ mod tests {
             disk_free_bytes_min: 0,
             hint_bytes_max: 1 << 20,
             siblings: SiblingLimits::default(),
+            message_life: Duration::from_secs(1),
+            given: BTreeSet::new(),
         };
         Replica::open(store, Start::New, config, clock, random).await.unwrap()
     }
@@ -620,7 +670,7 @@ mod tests {
             .event(KEY, None, ClientWrite::lasting(op(1), value("old")), Validity::unlimited(), WEAK)
             .await
             .unwrap();
-        replica.merge(KEY, made_elsewhere(op(2), value("new")), Terms::UPKEEP).await.unwrap();
+        replica.merge(KEY, made_elsewhere(op(2), value("new")), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
         assert_eq!(shown(&replica).await.len(), 2);
         replica
             .event(KEY, None, ClientWrite::lasting(op(2), value("new")), Validity::unlimited(), WEAK)
@@ -633,7 +683,7 @@ mod tests {
     async fn a_put_begun_elsewhere_that_has_nothing_left_to_replace_makes_no_second_event() {
         for context in [None, Some(VersionVector::new())] {
             let replica = replica().await;
-            replica.merge(KEY, made_elsewhere(op(1), value("v")), Terms::UPKEEP).await.unwrap();
+            replica.merge(KEY, made_elsewhere(op(1), value("v")), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
             let before = replica.fetch(&KEY).unwrap();
             let event = replica
                 .event(KEY, context, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
@@ -662,7 +712,7 @@ mod tests {
         assert_eq!(replica.fetch_hints(&KEY).unwrap(), second.record);
         assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
         // What was kept for anybody is known to whoever makes a record for somebody else.
-        let missed = replica.stand_in(target(2), KEY, made_elsewhere(op(3), value("w")), Terms::UPKEEP).await;
+        let missed = replica.stand_in(target(2), KEY, made_elsewhere(op(3), value("w")), Terms::UPKEEP, Validity::unlimited()).await;
         assert_eq!(missed.unwrap(), [second.dot]);
         assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 2);
     }
@@ -697,7 +747,7 @@ mod tests {
         ] {
             let replica = replica_on(Arc::new(MemoryStore::new()), server).await;
             let terms = Terms { durability: asked, cause: Cause::Put };
-            replica.stand_in(target(1), KEY, made_elsewhere(op(1), value("v")), terms).await.unwrap();
+            replica.stand_in(target(1), KEY, made_elsewhere(op(1), value("v")), terms, Validity::unlimited()).await.unwrap();
             let (hint, _) = replica.hint_held(target(1), &KEY).unwrap().unwrap();
             assert_eq!(hint.durability, expected, "{server:?}, asked for {asked:?}");
         }
@@ -710,7 +760,7 @@ mod tests {
         let actors = 1..=VERSION_VECTOR_LEN_MAX as u64;
         let dot = |incarnation| Dot { actor: Actor { incarnation, epoch: 1 }, counter: u64::MAX };
         let full = Record::from_parts(actors.map(dot).collect(), Vec::new()).unwrap();
-        replica.merge(KEY, full.clone(), Terms::UPKEEP).await.unwrap();
+        replica.merge(KEY, full.clone(), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
         let refused = |error| matches!(error, ReplicaError::Refused(Refusal::Invalid(_)));
         let put = replica
             .event(KEY, None, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
@@ -775,8 +825,8 @@ mod tests {
                 .unwrap();
             let record = made_elsewhere(op(2), value("w"));
             let terms = Terms { durability: asked, cause: Cause::Put };
-            replica.merge(KEY, record.clone(), Terms::UPKEEP).await.unwrap();
-            replica.merge(KEY, record, terms).await.unwrap();
+            replica.merge(KEY, record.clone(), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+            replica.merge(KEY, record, terms, Validity::unlimited()).await.unwrap();
             let commits = std::mem::take(&mut *store.1.lock().unwrap());
             let is_more = expected > server;
             let all = if is_more { vec![expected, server, expected] } else { vec![server] };
@@ -942,7 +992,7 @@ mod tests {
             .event(KEY, None, ClientWrite::lasting(op(2), value("v")), Validity::unlimited(), WEAK)
             .await
             .unwrap();
-        replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP).await.unwrap();
+        replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
         let missed =
             VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);
         assert!(

@@ -75,7 +75,7 @@ pub(crate) async fn run<T: Store>(
 
 /// Where the partition after that of a store's key begins; `None` after the last. What the engine cannot read is passed
 /// over, as nobody can tell where it ends.
-fn beyond(after: Option<&[u8]>) -> Option<Bytes> {
+pub(crate) fn beyond(after: Option<&[u8]>) -> Option<Bytes> {
     let partition = after.and_then(|key| key.first_chunk()).map_or(0, |number| u16::from_be_bytes(*number));
     Some(Bytes::copy_from_slice(&partition.checked_add(1)?.to_be_bytes()))
 }

@@ -25,6 +25,7 @@ use crate::coordinator::{Coordinator, LateRepairs};
 use crate::failure_detector::{self, FailureDetector};
 use crate::hints;
 use crate::mend;
+use crate::reaping;
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
 use crate::scrub::{self, Scrub};
 use crate::tree;
@@ -82,12 +83,14 @@ impl<S: Socket, T: Store> Server<S, T> {
             disk_free_bytes_min: config.disk_free_bytes_min,
             hint_bytes_max: config.hint_bytes_max,
             siblings: config.siblings,
+            message_life: reaping::message_life(config.timeout_max),
+            given: initial.iter().map(|(key, _)| key.clone()).collect(),
         };
         let replica =
             Replica::open(Arc::new(store), start, replica_config, clock.clone(), identity_random).await?;
         for (key, value) in initial {
             let record = Record::initial(&key, value);
-            replica.merge(key, record, Terms::UPKEEP).await?;
+            replica.merge(key, record, Terms::UPKEEP, Validity::unlimited()).await?;
         }
         let endpoint = Endpoint::new(socket, config.endpoint, random.next_u64());
         let detector = FailureDetector::new(config.ring.servers().len(), config.ping_interval);
@@ -133,6 +136,9 @@ impl<S: Socket, T: Store> Server<S, T> {
             tokio::spawn(scrub::run(replica, clock, config.scrub_bytes_per_s, config.scrub_pause, done));
         let reading = tokio::spawn(tree::run(running.coordinator.replica.clone()));
         let mut background = vec![mending.abort_handle(), scrubbing.abort_handle(), reading.abort_handle()];
+        let reaping =
+            tokio::spawn(reaping::run(running.coordinator.clone(), config.reap_interval, random.next_u64()));
+        background.push(reaping.abort_handle());
         for peer in running.coordinator.peers() {
             let watching = tokio::spawn(failure_detector::watch(running.coordinator.clone(), peer));
             background.push(watching.abort_handle());
@@ -196,21 +202,26 @@ impl<S: Socket, T: Store> Service for Running<S, T> {
     async fn handle(&self, from: SocketAddr, request: Request, validity: Validity) -> Answer {
         match request {
             Request::Client(request) => Answer::Client(self.coordinator.handle(request, validity).await),
-            Request::Replica(request) => Answer::Replica(self.handle_replica(from, request).await),
+            Request::Replica(request) => Answer::Replica(self.handle_replica(from, request, validity).await),
             Request::Admin(request) => Answer::Admin(self.handle_admin(request)),
         }
     }
 }
 
 impl<S: Socket, T: Store> Running<S, T> {
-    async fn handle_replica(&self, from: SocketAddr, request: ReplicaRequest) -> ReplicaAnswer {
+    async fn handle_replica(
+        &self,
+        from: SocketAddr,
+        request: ReplicaRequest,
+        validity: Validity,
+    ) -> ReplicaAnswer {
         let answer = match request {
             ReplicaRequest::Merge { ring, key, record, durability, cause } => {
                 match self.coordinator.check(ring, &key) {
                     Ok(()) => {
                         self.clock.observe(from, &record);
                         let terms = Terms { durability, cause };
-                        let merged = self.coordinator.replica.merge(key, record, terms).await;
+                        let merged = self.coordinator.replica.merge(key, record, terms, validity).await;
                         merged.map(|missed| ReplicaAnswer::Merged { missed })
                     }
                     Err(refusal) => Err(ReplicaError::Refused(refusal)),
@@ -228,7 +239,8 @@ impl<S: Socket, T: Store> Running<S, T> {
                     Ok(target) => {
                         self.clock.observe(from, &record);
                         let terms = Terms { durability, cause };
-                        let kept = self.coordinator.replica.stand_in(target, key, record, terms).await;
+                        let replica = &self.coordinator.replica;
+                        let kept = replica.stand_in(target, key, record, terms, validity).await;
                         kept.map(|missed| {
                             self.coordinator.detector.news(owner).notify_one();
                             ReplicaAnswer::Merged { missed }
@@ -246,6 +258,10 @@ impl<S: Socket, T: Store> Running<S, T> {
             ReplicaRequest::Repair(request) => {
                 anti_entropy::answer(&self.coordinator, request).map(ReplicaAnswer::Repair)
             }
+            ReplicaRequest::Reap(request) => match self.coordinator.check_reap(&request) {
+                Ok(()) => self.coordinator.replica.reap(request, validity).await.map(ReplicaAnswer::Reap),
+                Err(refusal) => Err(ReplicaError::Refused(refusal)),
+            },
         };
         answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
     }

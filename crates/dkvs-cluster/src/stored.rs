@@ -23,7 +23,7 @@ use dkvs_proto::record::{self, RecordError};
 const LAYOUT_VERSION: u8 = 1;
 const HAS_OWN: u8 = 1;
 const IS_INCOMPLETE: u8 = 2;
-const PARTITION_LEN: usize = 2;
+pub(crate) const PARTITION_LEN: usize = 2;
 const OWN_LEN: usize = 20;
 const CRC_LEN: usize = 4;
 
@@ -99,6 +99,11 @@ impl Stored {
         let own = read_dot(&head[2..]);
         let record = record::decode(&bytes.slice(head_len + CRC_LEN..))?;
         Ok(Self { record, own, is_incomplete: head[1] & IS_INCOMPLETE != 0 })
+    }
+
+    /// Whether there is nothing in it but tombstones.
+    pub(crate) fn is_deleted(&self) -> bool {
+        !self.is_incomplete && self.record.is_deleted(0)
     }
 
     /// Whether a get would find a value. One that has expired counts until its bytes are dropped: what an entry adds to the

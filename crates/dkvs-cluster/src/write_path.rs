@@ -47,6 +47,8 @@ impl<T: Store> WritePath<T> {
             disk_free_bytes_min: 1 << 20,
             hint_bytes_max: 256 << 20,
             siblings: SiblingLimits::default(),
+            message_life: std::time::Duration::from_secs(1),
+            given: std::collections::BTreeSet::new(),
         };
         let replica = Replica::open(Arc::new(store), start, config, clock, random).await?;
         Ok(Self(replica))

@@ -23,6 +23,7 @@ use dkvs_core::limits::{RECORD_LEN_MAX, SIBLINGS_LEN_MAX, VERSION_VECTOR_LEN_MAX
 use dkvs_core::record::{Body, OpId, Record, Sibling, Write};
 use dkvs_core::version::{Dot, VersionVector};
 use dkvs_net::{Gauge, Validity};
+use dkvs_proto::message::reap::{ReapKey, ReapRequest, ReapStep};
 use dkvs_proto::message::replica::Cause;
 use dkvs_proto::message::{self, Refusal};
 use dkvs_proto::record::fits;
@@ -33,9 +34,10 @@ use crate::clock::Clock;
 use crate::damage::{self, Damage, is_damage};
 use crate::hints::{Held, HintChange, HintWriter, Target};
 use crate::identity::Identity;
+use crate::reaping::Watches;
 use crate::replica::{QueueLimits, ReplicaConfig, ReplicaError, Room, Terms, level};
 use crate::siblings::SiblingWarnings;
-use crate::stored::{Stored, key_of, store_key};
+use crate::stored::{PARTITION_LEN, Stored, key_of, store_key};
 use crate::tree::{LeafChange, Tree};
 
 /// Bytes of records after which a batch takes no more changes: a small change to a key with many values reads and writes
@@ -94,6 +96,7 @@ pub(crate) enum Change {
         key: Bytes,
         record: Record,
         terms: Terms,
+        valid: Validity,
         done: Done<Vec<Dot>>,
     },
     /// Put this entry aside if it is damaged.
@@ -122,7 +125,14 @@ pub(crate) enum Change {
         key: Bytes,
         record: Record,
         terms: Terms,
+        valid: Validity,
         done: Done<Vec<Dot>>,
+    },
+    /// Take a step towards forgetting tombstones.
+    Reap {
+        request: ReapRequest,
+        valid: Validity,
+        done: Done<Vec<u32>>,
     },
     /// Change what is kept for another server.
     Hint {
@@ -173,6 +183,7 @@ enum Waiting {
     Event(Done<Event>, Event),
     Superseded(Done<Option<Event>>, Option<Event>),
     Missed(Done<Vec<Dot>>, Vec<Dot>),
+    Passed(Done<Vec<u32>>, Vec<u32>),
     Done(Done<()>),
 }
 
@@ -183,6 +194,9 @@ impl Waiting {
             Self::Event(done, event) => drop(done.send(committed.map(|()| event).map_err(Into::into))),
             Self::Superseded(done, event) => drop(done.send(committed.map(|()| event).map_err(Into::into))),
             Self::Missed(done, missed) => drop(done.send(committed.map(|()| missed).map_err(Into::into))),
+            Self::Passed(done, places) => {
+                drop(done.send(committed.map(|()| places).map_err(Into::into)));
+            }
             Self::Done(done) => drop(done.send(committed.map_err(Into::into))),
         }
     }
@@ -229,6 +243,8 @@ impl Totals {
 #[derive(Clone, Copy)]
 struct Weight {
     live: bool,
+    /// Whether there is nothing in it but tombstones.
+    deleted: bool,
     bytes: u64,
 }
 
@@ -272,6 +288,7 @@ struct UnderWay {
     totals: Totals,
     found: u64,
     mended: u64,
+    reaped: u64,
     /// What changes in the hash tree once it is committed.
     leaves: Vec<LeafChange>,
 }
@@ -301,6 +318,7 @@ pub(crate) struct Ledgers {
     pub(crate) damage: Arc<Damage>,
     pub(crate) hints: HintWriter,
     pub(crate) tree: Arc<Tree>,
+    pub(crate) watches: Arc<Watches>,
 }
 
 /// Applies changes, one batch after the other.
@@ -313,6 +331,7 @@ pub(crate) struct Writer<T> {
     damage: Arc<Damage>,
     hints: HintWriter,
     tree: Arc<Tree>,
+    watches: Arc<Watches>,
     /// Those who wait for the tree to be read on, when no commit is under way.
     tree_readers: Vec<Done<Vec<Bytes>>>,
     /// Whether the disk was too full for something when it was looked at last.
@@ -334,7 +353,7 @@ impl<T: Store> Writer<T> {
         clock: Arc<Clock>,
         config: ReplicaConfig,
         gauges: Arc<Gauges>,
-        Ledgers { damage, hints, tree }: Ledgers,
+        Ledgers { damage, hints, tree, watches }: Ledgers,
     ) -> Result<(Self, watch::Receiver<bool>, watch::Receiver<Totals>), StoreError> {
         let stored = store.get(Keyspace::Meta, TOTALS_KEY)?;
         let known = stored.as_deref().and_then(Totals::decode).unwrap_or_default();
@@ -351,6 +370,7 @@ impl<T: Store> Writer<T> {
             damage,
             hints,
             tree,
+            watches,
             tree_readers: Vec::new(),
             was_full: false,
             batch_bytes: 0,
@@ -450,15 +470,13 @@ impl<T: Store> Writer<T> {
         let mut entries = staged;
         entries.retain(|_, entry| entry.changed);
         let mut totals = *self.totals.borrow();
-        let (mut found, mut mended) = (0, 0);
+        let (mut found, mut mended, mut reaped) = (0, 0, 0);
         let mut leaves = Vec::with_capacity(entries.len());
         let long_ago = self.clock.long_ago();
         for (store_key, entry) in &mut entries {
             entry.stored.record.drop_expired(long_ago);
-            let bytes = entry.stored.encode();
-            let weight = weight(store_key, &entry.stored, bytes.len());
-            entry.before.replace(weight).into_iter().for_each(|before| totals.remove(before));
-            totals.add(weight);
+            let before = std::mem::take(&mut entry.before);
+            before.into_iter().for_each(|before| totals.remove(before));
             let remains = entry.remains.take();
             entry.newly_damaged = remains.is_some();
             if std::mem::take(&mut entry.mended) {
@@ -473,10 +491,27 @@ impl<T: Store> Writer<T> {
             let hash = self.tree.hash_of(&key, &entry.stored);
             let change = entry.hash.replace(hash).map(|before| before ^ hash);
             leaves.push(LeafChange { store_key: store_key.clone(), change });
-            batch.put(Keyspace::Records, store_key.clone(), bytes);
+            if entry.stored == Stored::default() {
+                batch.delete(Keyspace::Records, store_key.clone());
+                reaped += u64::from(before.is_some());
+            } else {
+                let bytes = entry.stored.encode();
+                let weight = weight(store_key, &entry.stored, bytes.len());
+                totals.add(weight);
+                entry.before = Some(weight);
+                batch.put(Keyspace::Records, store_key.clone(), bytes);
+            }
+            if entry.before.is_some_and(|after| after.deleted) {
+                batch.put(Keyspace::Tombstones, store_key.clone(), Bytes::new());
+            } else if before.is_some_and(|before| before.deleted) {
+                batch.delete(Keyspace::Tombstones, store_key.clone());
+            }
         }
         self.hints.take(&mut batch);
-        if batch.is_empty() {
+        self.watches.changed(entries.keys().filter_map(|store_key| store_key.get(PARTITION_LEN..)));
+        self.watches.changed(self.hints.committing());
+        // What asks for more than the server's own level may ask it of what was committed before.
+        if batch.is_empty() && durability <= self.config.durability {
             answer(waiting, &Ok(()));
             return;
         }
@@ -490,7 +525,7 @@ impl<T: Store> Writer<T> {
             commit = Box::pin(std::future::ready(committed));
         }
         self.under_way =
-            Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, found, mended, leaves });
+            Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, found, mended, reaped, leaves });
     }
 
     /// Waits for the batch under way, if there is one, and begins the commit of the one that was built meanwhile.
@@ -512,6 +547,7 @@ impl<T: Store> Writer<T> {
                 self.totals.send_replace(done.totals);
                 self.damage.committed(done.found, done.mended);
                 self.hints.committed();
+                self.watches.count_reaped(done.reaped);
                 self.tree.committed(&done.leaves, true);
                 self.read_tree();
                 // Before the answers, so that the disk need not wait for them.
@@ -583,9 +619,9 @@ impl<T: Store> Writer<T> {
                     });
                 or_refuse(result, done).map(|(event, done)| Waiting::Event(done, event))
             }
-            Change::Merge { key, record, terms, done } => {
-                let result = space
-                    .admit(terms.cause)
+            Change::Merge { key, record, terms, valid, done } => {
+                let result = in_time(&valid)
+                    .and_then(|()| space.admit(terms.cause))
                     .and_then(|()| self.entry(store_key(&key), staged))
                     .and_then(|entry| {
                         let before = entry.stored.record.siblings().len();
@@ -617,7 +653,10 @@ impl<T: Store> Writer<T> {
             Change::Reclaim { store_key, done } => {
                 let long_ago = self.clock.long_ago();
                 let result = space.admit(Cause::Upkeep).and_then(|()| self.entry(store_key, staged));
-                let result = result.map(|entry| entry.changed |= entry.stored.record.drop_expired(long_ago));
+                let result = result.map(|entry| {
+                    // One that holds nothing but tombstones is found here because it is not known as such.
+                    entry.changed |= entry.stored.record.drop_expired(long_ago) || entry.stored.is_deleted();
+                });
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
             Change::Mend { key, theirs, done } => {
@@ -631,11 +670,17 @@ impl<T: Store> Writer<T> {
                 self.tree_readers.push(done);
                 None
             }
-            Change::StandIn { target, key, record, terms, done } => {
-                let result = space.admit(terms.cause).and_then(|()| {
+            Change::StandIn { target, key, record, terms, valid, done } => {
+                let admitted = in_time(&valid).and_then(|()| space.admit(terms.cause));
+                let result = admitted.and_then(|()| {
                     self.in_hint(target, &key, terms.durability, |_, entry| merge(entry, &record))
                 });
                 or_refuse(result, done).map(|(missed, done)| Waiting::Missed(done, missed))
+            }
+            Change::Reap { request, valid, done } => {
+                let admitted = in_time(&valid).and_then(|()| space.admit(Cause::Upkeep));
+                let result = admitted.and_then(|()| self.reap(&request, staged));
+                or_refuse(result, done).map(|(places, done)| Waiting::Passed(done, places))
             }
             Change::Hint { change, durability, done } => {
                 let result = space.admit(Cause::Upkeep).and_then(|()| self.hints.stage(&*self.store, change));
@@ -643,6 +688,35 @@ impl<T: Store> Writer<T> {
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
         }
+    }
+
+    /// Takes a step towards forgetting tombstones. The places of the keys that pass.
+    fn reap(
+        &mut self,
+        ReapRequest { from, round, step, keys, .. }: &ReapRequest,
+        staged: &mut BTreeMap<Bytes, Staged>,
+    ) -> Result<Vec<u32>, ReplicaError> {
+        let long_ago = self.clock.long_ago();
+        let mut passed = Vec::new();
+        for (place, ReapKey { key, hash }) in (0..).zip(keys) {
+            let entry = self.entry(store_key(key), staged)?;
+            let Stored { record, is_incomplete, .. } = &entry.stored;
+            let is_nothing = entry.stored == Stored::default();
+            let is_same = !is_incomplete && record.hash() == *hash && record.is_deleted(long_ago);
+            let is_kept = self.hints.has(&*self.store, key)?;
+            if !(is_nothing || is_same) || is_kept || !self.watches.step(*from, *round, *step, key) {
+                continue;
+            }
+            if *step == ReapStep::Reap && is_same {
+                entry.stored = Stored::default();
+                entry.changed = true;
+            }
+            passed.push(place);
+        }
+        if *step == ReapStep::Confirm {
+            self.batch_durability = Durability::Fsync;
+        }
+        Ok(passed)
     }
 
     /// Changes what is kept of a key for others, and keeps what comes of it for one of them. It counts in a quorum, so it is
@@ -854,7 +928,8 @@ fn too_many_versions() -> ReplicaError {
 }
 
 fn weight(store_key: &Bytes, stored: &Stored, value_len: usize) -> Weight {
-    Weight { live: stored.is_live(), bytes: (store_key.len() + value_len) as u64 }
+    let bytes = (store_key.len() + value_len) as u64;
+    Weight { live: stored.is_live(), deleted: stored.is_deleted(), bytes }
 }
 
 fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> {

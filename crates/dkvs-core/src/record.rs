@@ -26,8 +26,8 @@
 //! after its time its bytes may be dropped ([`Record::drop_expired`]): a tombstone with an expiry is what is left of
 //! such a value, with its dot, and takes its place wherever the two meet.
 //!
-//! What it leaves out: it never forgets a tombstone by itself. Removing one for good needs proof that every owner
-//! has it.
+//! What it leaves out: it never forgets a tombstone by itself. Removing one for good needs proof that nothing is left of what it
+//! replaced.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -276,6 +276,16 @@ impl Record {
             }
         }
         dropped
+    }
+
+    /// Whether nothing is left but tombstones and values whose time came before `long_ago`: something was written, and all of it
+    /// is deleted.
+    #[must_use]
+    pub fn is_deleted(&self, long_ago: WallMs) -> bool {
+        let is_over = |Sibling { write, .. }: &Sibling| {
+            write.body == Body::Tombstone || write.expires.is_some_and(|at| at < long_ago)
+        };
+        !self.vv.is_empty() && self.siblings.iter().all(is_over)
     }
 
     /// Learns all that `other` knows: keeps the siblings both have, and those of either that the other has not

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod reap;
 pub mod repair;
 pub mod replica;
 

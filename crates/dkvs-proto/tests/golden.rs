@@ -22,6 +22,7 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     StandIn, Token,
 };
+use dkvs_proto::message::reap::{ReapKey, ReapRequest, ReapStep};
 use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Refusal, Request};
@@ -222,6 +223,9 @@ fn messages() -> Vec<Golden> {
         // 5 Repair: ring, from, compare (2 Done).
         request("replica_request/repair_done", Request::Replica(ReplicaRequest::Repair(RepairRequest { ring: ring(), from: ServerIndex::new(2), compare: Compare::Done })),
             "05 fd8877665544332211 02 02"),
+        // 6 Reap: ring, from, round, step (2 Confirm), keys (1: key, hash).
+        request("replica_request/reap", Request::Replica(ReplicaRequest::Reap(ReapRequest { ring: ring(), from: ServerIndex::new(2), round: 65_536, step: ReapStep::Confirm, keys: vec![ReapKey { key: text("key"), hash: hash() }] })),
+            "06 fd8877665544332211 02 fc00000100 02 01 036b6579 000102030405060708090a0b0c0d0e0f"),
         // 0 Merged: missed (2 dots: incarnation, epoch, counter).
         answer("replica_answer/merged", Answer::Replica(ReplicaAnswer::Merged { missed: vec![DOT_A, Dot { actor: Actor { incarnation: 1, epoch: 2 }, counter: 65_536 }] }),
             "00 02 fda8a7a6a5a4a3a2a10102 0102fc00000100"),
@@ -253,6 +257,9 @@ fn messages() -> Vec<Golden> {
         // 5 Repair, 4 Done.
         answer("replica_answer/repair_done", Answer::Replica(ReplicaAnswer::Repair(RepairAnswer::Done)),
             "05 04"),
+        // 6 Reap: places (2).
+        answer("replica_answer/reap", Answer::Replica(ReplicaAnswer::Reap(vec![0, 251])),
+            "06 02 00 fbfb00"),
         // 0 Ring.
         request("admin_request/ring", Request::Admin(AdminRequest::Ring),
             "00"),
@@ -273,11 +280,11 @@ fn messages() -> Vec<Golden> {
             "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02 01"),
         // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams, poisoned,
         // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned,
-        // partitions_unread, peers (1: server, liveness, since_ms, reason, hints, hint_bytes, dirty_partitions, agreed_ms (Some),
+        // partitions_unread, reaped, peers (1: server, liveness, since_ms, reason, hints, hint_bytes, dirty_partitions, agreed_ms (Some),
         // differing_partitions, records_moved).
-        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, partitions_unread: 7, peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6, agreed_ms: Some(251), differing_partitions: 8, records_moved: 9 }] })),
+        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, partitions_unread: 7, reaped: 252, peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6, agreed_ms: Some(251), differing_partitions: 8, records_moved: 9 }] })),
             "01 05302e312e30 fd8877665544332211 01 fa fbfb00 fbffff 00 fc00000100 \
-             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 07 \
+             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 07 fbfc00 \
              01 02 02 fbfb00 046c617465 05 fc00000100 06 01fbfb00 08 09"),
         // 2 Page: entries (1: key, value, siblings), next (Some).
         answer("admin_answer/page", Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![ScanEntry { key: text("key"), value: text("value"), siblings: 2 }], next: Some(token()) })),
@@ -437,8 +444,8 @@ fn every_message_stands_here() {
     for (prefix, kind, count) in [
         ("client_request", Kind::ClientRequest, 2),
         ("client_answer", Kind::ClientAnswer, 3),
-        ("replica_request", Kind::ReplicaRequest, 6),
-        ("replica_answer", Kind::ReplicaAnswer, 6),
+        ("replica_request", Kind::ReplicaRequest, 7),
+        ("replica_answer", Kind::ReplicaAnswer, 7),
         ("admin_request", Kind::AdminRequest, 4),
         ("admin_answer", Kind::AdminAnswer, 5),
     ] {

@@ -29,7 +29,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
-use crate::history::{DiskCensus, Micros, Stored};
+use crate::history::{DiskCensus, Micros, Reaped, Stored};
 use crate::plan::KEY_PREFIX;
 use crate::recorder::Recorder;
 use crate::trace::{Trace, micros, now};
@@ -423,7 +423,10 @@ impl SimStore {
         }
         platter.finish_abandoned();
         for (keyspace, key, value) in batch.writes() {
-            let Some(value) = value else { continue };
+            let Some(value) = value else {
+                self.removes(&platter, keyspace, key);
+                continue;
+            };
             let (hint_for, key, record, own) = match keyspace {
                 Keyspace::Records => match dkvs_cluster::decode_entry(key, value) {
                     Some(Entry { key, record, own }) => (None, key, record, own),
@@ -435,7 +438,7 @@ impl SimStore {
                     }
                     Some(Kept::Hint { record: None, .. } | Kept::Dirty(_)) | None => continue,
                 },
-                Keyspace::Meta => continue,
+                Keyspace::Meta | Keyspace::Tombstones => continue,
             };
             let Disk { recorder, server, .. } = &self.disk;
             recorder.seen(&key, &record);
@@ -451,6 +454,17 @@ impl SimStore {
             Durability::Fsync => platter.conditions.flush_max,
         };
         Ok(longest.mul_f64(platter.random.random_range(0.0..1.0)))
+    }
+
+    /// An entry is removed.
+    fn removes(&self, platter: &Platter, keyspace: Keyspace, key: &Bytes) {
+        let held = platter.visible.get(&(keyspace, key.clone()));
+        let entry = held.and_then(|value| dkvs_cluster::decode_entry(key, value));
+        if let Some(Entry { key, record, .. }) = entry.filter(|_| keyspace == Keyspace::Records) {
+            let Disk { recorder, server, .. } = &self.disk;
+            let key = String::from_utf8_lossy(&key).into_owned();
+            recorder.reaps(Reaped { server: *server, at: now(), key, record });
+        }
     }
 
     /// The batch begun last has taken its time.

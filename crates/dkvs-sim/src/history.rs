@@ -109,6 +109,19 @@ pub struct Stored {
     pub vv: VersionVector,
 }
 
+/// A record of nothing but tombstones that was to be removed from a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reaped {
+    /// Whose disk.
+    pub server: ServerIndex,
+    /// When.
+    pub at: Micros,
+    /// The key.
+    pub key: String,
+    /// What was there.
+    pub record: Record,
+}
+
 /// What happened to disks, which decides what may be lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Damage {
@@ -220,6 +233,8 @@ pub struct History {
     pub counted: BTreeMap<usize, Counted>,
     /// What servers wrote to their disks, by server and key, in the order of time.
     pub stored: BTreeMap<(ServerIndex, String), Vec<Stored>>,
+    /// What servers removed from their disks, in the order of time.
+    pub reaped: Vec<Reaped>,
     /// Whom hints are for.
     pub targets: BTreeMap<Target, ServerIndex>,
     /// The write's number behind each client operation.

@@ -10,6 +10,7 @@ pub(crate) mod acknowledged_writes_reach_all_owners;
 mod concurrent_writes_are_never_lost;
 mod contexts_cover_what_was_seen;
 mod expired_values_are_hidden;
+mod forgotten_values_never_return;
 mod gets_never_go_back;
 mod no_dot_carries_two_values;
 mod nothing_unwritten_appears;
@@ -21,6 +22,7 @@ mod single_writers_are_linearizable;
 mod sloppy_answers_are_what_they_say;
 
 use crate::checkers::evidence::Evidence;
+use crate::checkers::memory::remembered;
 use crate::history::{History, Violation};
 
 /// Most violations told of one invariant in one run; the others would say the same again.
@@ -29,10 +31,11 @@ pub const VIOLATIONS_MAX: usize = 20;
 /// An invariant: its name, and what tests a run against it.
 type Invariant = (&'static str, fn(&Evidence<'_>, &mut Findings));
 
-const ALL: [Invariant; 14] = [
+const ALL: [Invariant; 15] = [
     ("acknowledged_writes_reach_all_owners", acknowledged_writes_reach_all_owners::check),
     ("acknowledged_writes_are_readable", acknowledged_writes_are_readable::check),
     ("expired_values_are_hidden", expired_values_are_hidden::check),
+    ("forgotten_values_never_return", forgotten_values_never_return::check),
     ("gets_never_go_back", gets_never_go_back::check),
     ("replaced_values_never_return", replaced_values_never_return::check),
     ("concurrent_writes_are_never_lost", concurrent_writes_are_never_lost::check),
@@ -78,7 +81,8 @@ pub fn check(history: &History) -> Vec<Violation> {
 /// What came of every invariant.
 #[must_use]
 pub fn examine(history: &History) -> Vec<Findings> {
-    let evidence = Evidence::new(history);
+    let history = remembered(history);
+    let evidence = Evidence::new(&history);
     let examined = ALL.map(|(invariant, check)| {
         let mut findings = Findings { invariant, tested: 0, undecided: 0, violations: Vec::new() };
         check(&evidence, &mut findings);

@@ -75,6 +75,9 @@ pub(crate) fn plan(plan: &Plan) -> Vec<Strike> {
     let mut strikes = mixed(plan, &mut seed::random(plan.seed, "nemesis", 0));
     strikes.extend(late::plan(plan, &mut seed::random(plan.seed, "late", 0)));
     strikes.extend(owners::plan(plan));
+    if plan.reap_interval.is_some() {
+        strikes.retain(|strike| !matches!(strike.fault, Fault::Disk(DiskFault::Restore(_))));
+    }
     strikes.sort_by_key(|strike| strike.at);
     strikes
 }

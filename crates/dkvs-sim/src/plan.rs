@@ -53,8 +53,30 @@ pub struct KeyPlan {
     pub writer: Option<usize>,
     /// When clients use it no more, if ever.
     pub retires: Option<Duration>,
+    /// When nobody writes it for a while, if ever.
+    pub rests: Option<Rests>,
     /// Part of the requests in which others may stand in for owners.
     pub sloppy: f64,
+}
+
+/// Times in which nobody writes a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Rests {
+    /// From the begin of one to that of the next.
+    pub every: Duration,
+    /// How long each lasts.
+    pub lasts: Duration,
+    /// How long before the run began the last one did.
+    pub from: Duration,
+}
+
+impl Rests {
+    /// Whether it is such a time.
+    #[must_use]
+    pub fn at(&self, time: Duration) -> bool {
+        let since = (time + self.from).as_micros() % self.every.as_micros().max(1);
+        since < self.lasts.as_micros()
+    }
 }
 
 /// A quorum for reads and writes.
@@ -176,6 +198,9 @@ pub struct Plan {
     pub repair_interval: Option<Duration>,
     /// Bytes of records that comparisons move in a second; 0 for no limit.
     pub repair_bytes_per_s_max: u64,
+    /// Time between rounds of forgetting tombstones; `None` where they stay. Then no disk goes back to an earlier state: what was
+    /// forgotten may come back with it.
+    pub reap_interval: Option<Duration>,
     /// Time between pings to a server that is silent.
     pub ping_interval: Duration,
     /// Whether clients do nothing once the faults have ended, so that only what servers do by themselves makes owners equal.
@@ -271,6 +296,7 @@ impl Plan {
             ),
             repair_interval: repair_interval(&mut seed::random(seed, "repair", 0)),
             repair_bytes_per_s_max: *pick(&[0, 64 << 10], &mut seed::random(seed, "repair pace", 0)),
+            reap_interval: reap_interval(&mut seed::random(seed, "reap", 0)),
             ping_interval: ping_interval(latency_max, &mut seed::random(seed, "pings", 0)),
             quiet: seed::random(seed, "is quiet", 0).random_bool(0.3),
             scarcity: None,
@@ -294,6 +320,10 @@ impl Plan {
         }
         loosen(&mut plan.keys, &mut seed::random(seed, "sloppy", 0));
         retire(&mut plan.keys, plan.chaos, &mut seed::random(seed, "retired keys", 0));
+        if plan.reap_interval.is_some() {
+            plan.mix.deletes = plan.mix.deletes.max(0.3);
+            rest(&mut plan.keys, plan.timeout, &mut seed::random(seed, "rests", 0));
+        }
         plan.strikes = nemesis::plan(&plan);
         plan
     }
@@ -371,7 +401,7 @@ fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut S
         _ => (0..3).map(|_| quorum(random.random_range(w_min..=servers.min(5)), random)).collect(),
     };
     let writer = random.random_bool(0.2).then(|| random.random_range(0..workers));
-    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer, retires: None, sloppy: 0.0 }
+    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer, retires: None, rests: None, sloppy: 0.0 }
 }
 
 /// In three runs of ten others may stand in for the owners of some keys, in all requests or in half of them.
@@ -423,6 +453,21 @@ fn ping_interval(latency_max: Duration, random: &mut StdRng) -> Duration {
 fn repair_interval(random: &mut StdRng) -> Option<Duration> {
     let interval = Duration::from_millis(*pick(&[200, 1_000, 5_000], random));
     random.random_bool(0.5).then_some(interval)
+}
+
+/// In three runs of ten what is deleted is forgotten.
+fn reap_interval(random: &mut StdRng) -> Option<Duration> {
+    let interval = Duration::from_millis(*pick(&[50, 200, 1_000], random));
+    random.random_bool(0.3).then_some(interval)
+}
+
+/// Keys are left alone by writers now and then, for longer than a round of forgetting takes or not quite so long.
+fn rest(keys: &mut [KeyPlan], timeout: Duration, random: &mut StdRng) {
+    for key in keys {
+        let lasts = timeout.max(Duration::from_secs(1)).mul_f64(random.random_range(1.0..4.0));
+        let every = lasts.mul_f64(random.random_range(1.1..3.0));
+        key.rests = Some(Rests { every, lasts, from: every.mul_f64(random.random_range(0.0..1.0)) });
+    }
 }
 
 /// One or two values for some keys in four runs of ten, each for one server, some, or all.

@@ -7,7 +7,9 @@ use dkvs_core::record::{OpId, Record};
 use dkvs_core::servers::ServerIndex;
 use dkvs_net::Level;
 
-use crate::history::{Counted, Damage, History, Life, Micros, Operation, Outcome, Stored, ValueId};
+use crate::history::{
+    Counted, Damage, History, Life, Micros, Operation, Outcome, Reaped, Stored, ValueId,
+};
 use crate::plan::KEY_PREFIX;
 
 /// The history of the run under way. Shared by clients, disks and the runner.
@@ -86,6 +88,13 @@ impl Recorder {
         if key.starts_with(KEY_PREFIX.as_bytes()) {
             let key = String::from_utf8_lossy(key).into_owned();
             self.state().history.stored.entry((server, key)).or_default().push(stored);
+        }
+    }
+
+    /// A record of a client's key is removed from a server's disk.
+    pub(crate) fn reaps(&self, reaped: Reaped) {
+        if reaped.key.starts_with(KEY_PREFIX) {
+            self.state().history.reaped.push(reaped);
         }
     }
 

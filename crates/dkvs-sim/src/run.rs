@@ -223,6 +223,9 @@ impl Run {
         if self.shared.plan.repair_interval.is_some() && !self.owners_agree() {
             return false;
         }
+        if self.shared.plan.repair_interval.is_some() && !self.tombstones_go() {
+            return false;
+        }
         let sweep = self.shared.sweeps_wanted.fetch_add(1, Ordering::Relaxed) + 1;
         let is_swept = move |shared: &Shared| shared.sweeps_done.load(Ordering::Relaxed) >= sweep;
         let asked = self.shared.plan.patience(WIND_UP);
@@ -258,6 +261,25 @@ impl Run {
                 return false;
             }
         }
+    }
+
+    /// Where servers forget tombstones and make each other equal, none is left.
+    fn tombstones_go(&mut self) -> bool {
+        let Some(interval) = self.shared.plan.reap_interval else { return true };
+        let round = interval + 2 * self.shared.plan.timeout.max(Duration::from_secs(1));
+        let longest = self.shared.plan.patience(WIND_UP) + 4 * round;
+        let end = self.world.sim.elapsed() + longest;
+        while let Some(left) = left(&self.shared) {
+            if self.world.sim.elapsed() > end {
+                let what = format!("within {longest:?} with nobody writing: {left}");
+                self.violations.push(Violation { invariant: "tombstones_are_forgotten", what });
+                return false;
+            }
+            if !self.steps(CENSUS_PAUSE) {
+                return false;
+            }
+        }
+        true
     }
 
     /// What is on the disks before everything is read.
@@ -327,6 +349,21 @@ fn disagreement(shared: &Shared) -> Option<String> {
     }
     let mut marked = shared.servers.iter().zip(0..).filter(|(parts, _)| !parts.disk.kept().is_empty());
     marked.next().map(|(_, server)| format!("server {server} still keeps something for others"))
+}
+
+/// A server that holds nothing but tombstones of a key. One that some server is given at its start is never forgotten, and copies
+/// beyond the cluster's n are not made equal to the others.
+fn left(shared: &Shared) -> Option<String> {
+    let quorum = Quorum::with_defaults(shared.servers.len(), None, None, None).ok()?;
+    let is_given = |place| shared.plan.given.iter().any(|given| given.key == place);
+    let keys = shared.plan.keys.iter().enumerate();
+    let keys: Vec<_> = keys.filter(|(place, key)| !is_given(*place) && key.n_max() <= quorum.n()).collect();
+    let mut disks = shared.servers.iter().map(|parts| parts.disk.census().0).zip(0..);
+    disks.find_map(|(disk, server)| {
+        let is_left = |name: &str| disk.get(name).is_some_and(|record| record.is_deleted(0));
+        let (_, key) = keys.iter().find(|(_, key)| is_left(&key.name))?;
+        Some(format!("server {server} holds tombstones of {} only: {:?}", key.name, disk[&key.name]))
+    })
 }
 
 fn has_hints(disk: &Disk) -> bool {

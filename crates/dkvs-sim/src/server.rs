@@ -80,6 +80,11 @@ pub(crate) async fn run(shared: Arc<Shared>, me: ServerIndex) -> turmoil::Result
         config.hint_bytes_max = shared.plan.hint_bytes_max;
         config.repair_interval = shared.plan.repair_interval.unwrap_or(Duration::ZERO);
         config.repair_bytes_per_s_max = shared.plan.repair_bytes_per_s_max;
+        config.reap_interval = shared.plan.reap_interval.unwrap_or(Duration::ZERO);
+        if shared.plan.reap_interval.is_some() {
+            // Tombstones stay for longer than that.
+            config.timeout_max = shared.plan.timeout;
+        }
         config.ping_interval = shared.plan.ping_interval;
         if let Some(expiry) = &shared.plan.expiry {
             config.clock_skew_ms_max = expiry.clock_skew_ms_max;

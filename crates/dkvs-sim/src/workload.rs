@@ -86,7 +86,8 @@ async fn act(
 ) {
     let quorum = QuorumPlan { sloppy, ..*pick(&key.quorums, random) };
     // What nobody but its writer writes, others read.
-    let may_write = key.writer.is_none_or(|writer| writer == index);
+    let rests = key.rests.is_some_and(|rests| rests.at(Duration::from_micros(now())));
+    let may_write = key.writer.is_none_or(|writer| writer == index) && !rests;
     let Mix { get, blind, with_context, update, .. } = plan.mix;
     let choice = random.random_range(0..get + blind + with_context + update);
     if choice < get || !may_write {

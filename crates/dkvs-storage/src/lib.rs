@@ -57,11 +57,13 @@ pub enum Keyspace {
     Meta,
     /// Writes kept for other servers, until those have them.
     Hints,
+    /// Where in the records there is nothing but tombstones.
+    Tombstones,
 }
 
 impl Keyspace {
     /// Every keyspace, in order: a store opens all of them.
-    pub const ALL: [Self; 3] = [Self::Records, Self::Meta, Self::Hints];
+    pub const ALL: [Self; 4] = [Self::Records, Self::Meta, Self::Hints, Self::Tombstones];
 
     /// The name under which an engine keeps it on disk; changing one orphans the data under it.
     #[must_use]
@@ -70,6 +72,7 @@ impl Keyspace {
             Self::Records => "records",
             Self::Meta => "meta",
             Self::Hints => "hints",
+            Self::Tombstones => "tombstones",
         }
     }
 
@@ -77,7 +80,7 @@ impl Keyspace {
     pub(crate) fn is_original(self) -> bool {
         match self {
             Self::Records | Self::Meta => true,
-            Self::Hints => false,
+            Self::Hints | Self::Tombstones => false,
         }
     }
 
@@ -87,6 +90,7 @@ impl Keyspace {
             Self::Records => 0,
             Self::Meta => 1,
             Self::Hints => 2,
+            Self::Tombstones => 3,
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Status {
     pub siblings_warned: u64,
     /// Partitions it has to read before it can compare them with others.
     pub partitions_unread: u64,
+    /// Tombstones it has forgotten since it started, as nothing was left that they were needed against.
+    pub reaped: u64,
     /// The other servers, as it sees them.
     pub peers: Vec<Peer>,
 }
@@ -182,6 +184,7 @@ fn status(report: StatusReport) -> Status {
         scrubs: report.scrubs,
         siblings_warned: report.siblings_warned,
         partitions_unread: report.partitions_unread,
+        reaped: report.reaped,
         peers: report.peers.into_iter().map(peer).collect(),
     }
 }

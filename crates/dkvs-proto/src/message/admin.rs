@@ -119,6 +119,8 @@ pub struct StatusReport {
     pub siblings_warned: u64,
     /// Partitions that the server has to read before it can compare them with others.
     pub partitions_unread: u64,
+    /// Tombstones forgotten since the start.
+    pub reaped: u64,
     /// The other servers of the ring, as this one sees them.
     #[serde(with = "wire::list")]
     pub peers: Vec<PeerReport>,

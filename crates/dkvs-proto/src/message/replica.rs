@@ -7,6 +7,7 @@ use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::Dot;
 use serde::{Deserialize, Serialize};
 
+use super::reap::ReapRequest;
 use super::repair::{RepairAnswer, RepairRequest};
 use super::{Durability, Refusal};
 use crate::wire;
@@ -71,6 +72,8 @@ pub enum ReplicaRequest {
     },
     /// Compare your records with mine.
     Repair(RepairRequest),
+    /// Take a step towards forgetting tombstones.
+    Reap(ReapRequest),
 }
 
 /// Why a record is sent.
@@ -102,4 +105,6 @@ pub enum ReplicaAnswer {
     Alive,
     /// To a comparison.
     Repair(RepairAnswer),
+    /// The places of the keys that passed the step.
+    Reap(#[serde(with = "wire::list")] Vec<u32>),
 }

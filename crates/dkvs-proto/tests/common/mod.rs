@@ -19,6 +19,7 @@ use dkvs_proto::message::client::{
     ClientAnswer, ClientRequest, Failure, Get, GetDone, OwnerAnswer, Put, PutBody, PutDone, QuorumMissed,
     StandIn, Token,
 };
+use dkvs_proto::message::reap::{ReapKey, ReapRequest, ReapStep};
 use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Durability, Refusal, Request};
@@ -209,6 +210,7 @@ fn replica_request() -> impl Strategy<Value = ReplicaRequest> {
             known
         }),
         repair_request().prop_map(ReplicaRequest::Repair),
+        reap_request().prop_map(ReplicaRequest::Reap),
     ]
 }
 
@@ -220,6 +222,7 @@ fn replica_answer() -> impl Strategy<Value = ReplicaAnswer> {
         refusal().prop_map(ReplicaAnswer::Refused),
         Just(ReplicaAnswer::Alive),
         repair_answer().prop_map(ReplicaAnswer::Repair),
+        vec(any::<u32>(), 0..5).prop_map(ReplicaAnswer::Reap),
     ]
 }
 
@@ -250,6 +253,14 @@ fn repair_answer() -> impl Strategy<Value = RepairAnswer> {
     ]
 }
 
+fn reap_request() -> impl Strategy<Value = ReapRequest> {
+    let step =
+        prop::sample::select(vec![ReapStep::Watch, ReapStep::Fence, ReapStep::Confirm, ReapStep::Reap]);
+    let keys = vec((bytes(), hash()).prop_map(|(key, hash)| ReapKey { key, hash }), 0..5);
+    (ring(), server(), any::<u64>(), step, keys)
+        .prop_map(|(ring, from, round, step, keys)| ReapRequest { ring, from, round, step, keys })
+}
+
 fn admin_request() -> impl Strategy<Value = AdminRequest> {
     prop_oneof![
         Just(AdminRequest::Ring),
@@ -268,7 +279,7 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         value,
         siblings,
     });
-    let numbers = [(); 12].map(|()| number());
+    let numbers = [(); 13].map(|()| number());
     let liveness = prop_oneof![Just(Liveness::Up), Just(Liveness::Suspect), Just(Liveness::Down)];
     let numbers_of_peer = [(); 6].map(|()| number());
     let peer = (self::server(), liveness, text(), option::of(number()), numbers_of_peer).prop_map(
@@ -305,6 +316,7 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
                     scrubs,
                     siblings_warned,
                     partitions_unread,
+                    reaped,
                 ] = rest;
                 AdminAnswer::Status(StatusReport {
                     version,
@@ -324,6 +336,7 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
                     scrubs,
                     siblings_warned,
                     partitions_unread,
+                    reaped,
                     peers,
                 })
             }

@@ -137,7 +137,9 @@ impl<'a> Sight<'a> {
     fn may_show(&self, write: &Write<'_>) -> bool {
         match &self.shown {
             Shown::Values(values, hidden) => values.contains(&write.value) || hidden.contains(&write.number),
-            Shown::Dots(dots) => write.dots.iter().any(|dot| dots.contains(dot)),
+            Shown::Dots(dots) => {
+                write.dots.iter().any(|dot| dots.contains(dot) || self.key.forgotten.holds(*dot))
+            }
         }
     }
 
@@ -180,10 +182,11 @@ fn covers_any(seen: &VersionVector, write: &Write<'_>) -> bool {
 }
 
 /// The writes that the siblings of `last` account for: they are among them, or were replaced by a write that is
-/// accounted for.
+/// accounted for. What was forgotten is.
 #[must_use]
 pub fn accounted(key: &Key<'_>, last: &Record) -> BTreeSet<ValueId> {
-    let alive = |write: &&Write<'_>| write.dots.iter().any(|&dot| last.holds(dot));
+    let stays = |dot| last.holds(dot) || key.forgotten.holds(dot);
+    let alive = |write: &&Write<'_>| write.dots.iter().any(|&dot| stays(dot));
     let mut open: Vec<&Write<'_>> = key.writes.iter().filter(alive).collect();
     let mut accounted: BTreeSet<ValueId> = open.iter().map(|write| write.number).collect();
     while let Some(by) = open.pop() {

@@ -42,16 +42,17 @@
 //!
 //! # Expiry
 //! Each server hides by its own wall clock, and drops bytes by it some time later, so a get may hide what has expired by the clock of
-//! any server ([`Read::may_hide`]); [`super::clocks`] knows how wrong they were. It still covers it.
+//! any server ([`Read::may_hide`]), and so may what was forgotten ([`super::memory`]); [`super::clocks`] knows how wrong they were. It still covers it.
 //!
 //! What it leaves out: it takes every acknowledgement for durable; a level that may lose some has to report the loss as damage.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dkvs_core::record::Record;
 use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 
-use super::clocks;
+use super::{clocks, memory};
 use crate::history::{Action, Damage, Given, History, Micros, Operation, Outcome, ValueId};
 
 /// A history, by key.
@@ -74,6 +75,8 @@ pub struct Key<'a> {
     pub reads: Vec<Read<'a>>,
     /// What servers were given of it at their starts.
     pub given: Vec<&'a Given>,
+    /// What was removed of it, when nothing was left that it was needed against.
+    pub forgotten: Record,
     /// The counters of the events seen.
     events: BTreeMap<Actor, BTreeSet<u64>>,
     by_number: BTreeMap<ValueId, usize>,
@@ -181,6 +184,7 @@ impl<'a> Evidence<'a> {
         for key in keys.values_mut() {
             key.add_dots(history);
             key.add_hidden(history);
+            key.forgotten = memory::forgotten(history, key.name, Micros::MAX);
             key.given = history.given.iter().filter(|given| given.key == key.name).collect();
             let asked: BTreeSet<usize> = key.operations().map(|op| op.n).collect();
             key.damage = history.damage.iter().filter_map(|damage| damaged(damage, key.name)).collect();
@@ -241,6 +245,13 @@ impl<'a> Key<'a> {
 
     /// Finds what gets may have hidden.
     fn add_hidden(&mut self, history: &History) {
+        for read in &mut self.reads {
+            let ended = read.op.returned.unwrap_or(Micros::MAX);
+            let forgotten = memory::forgotten(history, self.name, ended);
+            let writes = self.writes.iter();
+            let hidden = writes.filter(|write| write.dots.iter().any(|&dot| forgotten.holds(dot)));
+            read.hidden = hidden.map(|write| write.number).collect();
+        }
         let Some(expiries) = history.expiries.get(self.name) else { return };
         let expiring: Vec<&Write<'_>> = self.writes.iter().filter(|write| write.ttl_ms.is_some()).collect();
         for read in &mut self.reads {
@@ -252,7 +263,7 @@ impl<'a> Key<'a> {
                 read.context.covers(*dot) && seen.any(|&at| at <= by_then || at <= dropped_before)
             };
             let hidden = expiring.iter().filter(|write| write.dots.iter().any(may_be_hidden));
-            read.hidden = hidden.map(|write| write.number).collect();
+            read.hidden.extend(hidden.map(|write| write.number));
         }
     }
 

@@ -12,7 +12,8 @@
 //! - A get that shows several siblings counts as a get of any one of them. Siblings are what an unknown write leaves beside a
 //!   later one, and a write with a context that did not cover the one before; which is shown first is for the clocks.
 //! - A value whose time may have come counts as shown by each get that has heard of it: expiry hides, it writes nothing.
-//! - A deletion is a value of its own kind, and so is "never written". What servers were given at their start counts as
+//! - A deletion is a value of its own kind, and so is "never written". A get that finds nothing where a deletion was forgotten counts
+//!   as one of that. What servers were given at their start counts as
 //!   never written: which of them a get meets first is nobody's promise.
 //!
 //! Gets that touch an unsettled time after damage are left out, and all gets from the time on at which an acknowledged write
@@ -122,7 +123,10 @@ fn register<'a>(key: &Key<'a>) -> (Vec<&'a Operation>, Vec<Op<State>>) {
     for read in reads {
         let state = |&value| if key.is_given(value) { State::NeverWritten } else { value.into() };
         let mut states: Vec<State> = read.values.iter().map(state).collect();
-        states.extend(read.hidden().iter().map(|&value| State::Value(value)));
+        // A deletion that was forgotten is what a get meets that finds nothing.
+        let hidden = read.hidden().iter().filter_map(|&number| key.write(number));
+        let hidden = hidden.filter(|write| write.value.is_some() || read.values.is_empty());
+        states.extend(hidden.map(|write| State::from(write.value)));
         if states.is_empty() {
             states.push(State::NeverWritten);
         }

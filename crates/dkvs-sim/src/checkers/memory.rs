@@ -1,0 +1,68 @@
+//! What was forgotten, remembered: a history as if nobody had lost knowledge with a tombstone that was removed.
+//!
+//! A tombstone may be removed once nothing is left of what it replaced. Whoever looks at the key after that knows less than those
+//! before, and shows nothing that they had seen replaced. So it makes no difference to anybody if what was forgotten is taken to be
+//! known to everybody from then on, and everything else that is promised holds word by word. The tombstones themselves may be shown
+//! or not, as what has expired: a put that comes later has not heard of them, and need not have replaced them.
+//!
+//! ```text
+//!   vector {A2}   shows -      a delete, A2, is forgotten       a get then:   vector {}        shows nothing
+//!                                                               as taken:     vector {A2}      shows nothing, and may
+//! ```
+//! What has come back is still seen as such: it is not taken away.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use dkvs_core::record::Record;
+
+use crate::history::{DiskCensus, History, Micros, Outcome};
+
+/// The history as if everybody knew what was forgotten before.
+#[must_use]
+pub fn remembered(history: &History) -> Cow<'_, History> {
+    if history.reaped.is_empty() {
+        return Cow::Borrowed(history);
+    }
+    let mut remembered = history.clone();
+    for operation in &mut remembered.operations {
+        let ended = operation.returned.unwrap_or(Micros::MAX);
+        if let Outcome::Read { context, .. } = &mut operation.outcome {
+            context.merge(forgotten(history, &operation.key, ended).vv());
+        }
+    }
+    let all: BTreeMap<&str, Record> = history
+        .reaped
+        .iter()
+        .map(|reaped| (reaped.key.as_str(), forgotten(history, &reaped.key, Micros::MAX)))
+        .collect();
+    for (server, disk) in remembered.disks.iter_mut().chain(&mut remembered.quiet_disks) {
+        for (&key, record) in &all {
+            let mut owners = history.owners.iter().filter(|((name, _), _)| name == key);
+            if disk.contains_key(key) || owners.any(|(_, owners)| owners.contains(server)) {
+                remember(disk, key, record);
+            }
+        }
+    }
+    Cow::Owned(remembered)
+}
+
+/// Has a disk know what was forgotten, whether it has forgotten it already or not yet.
+fn remember(disk: &mut DiskCensus, key: &str, forgotten: &Record) {
+    let held = disk.entry(key.to_owned()).or_default();
+    let mut vv = held.vv().clone();
+    vv.merge(forgotten.vv());
+    let stays = held.siblings().iter().filter(|sibling| !forgotten.holds(sibling.dot)).cloned();
+    if let Some(record) = Record::from_parts(vv, stays.collect()) {
+        *held = record;
+    }
+}
+
+/// What was forgotten of a key by some time.
+#[must_use]
+pub fn forgotten(history: &History, key: &str, by: Micros) -> Record {
+    let mut all = Record::new();
+    let reaped = history.reaped.iter().filter(|reaped| reaped.key == key && reaped.at <= by);
+    reaped.for_each(|reaped| all.merge(&reaped.record));
+    all
+}
