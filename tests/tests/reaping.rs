@@ -101,15 +101,14 @@ async fn an_old_hint_that_is_delivered_again_brings_nothing_back() {
     cluster.kill(down);
     put_all(&client, 0..20, "v").await;
     let hints = eventually("hints", async || {
-        let hints = [cluster.entries(holder, Keyspace::Hints), cluster.entries(other, Keyspace::Hints)].concat();
+        let hints =
+            [cluster.entries(holder, Keyspace::Hints), cluster.entries(other, Keyspace::Hints)].concat();
         (hints.len() >= 20).then_some(hints)
     })
     .await;
     cluster.restart(down).await;
-    eventually("the hints to be delivered", async || {
-        (count(&cluster, Keyspace::Hints) == 0).then_some(())
-    })
-    .await;
+    eventually("the hints to be delivered", async || (count(&cluster, Keyspace::Hints) == 0).then_some(()))
+        .await;
     cluster.kill(holder);
     delete_all(&client, 0..20).await;
     cluster.put_back(holder, Keyspace::Hints, hints).await;

@@ -364,7 +364,8 @@ impl<T: Store> Replica<T> {
         for (store_key, bytes) in &page {
             match Stored::decode(bytes) {
                 Ok(mut stored) => {
-                    let is_unknown = || self.store.get(Keyspace::Tombstones, store_key).map(|at| at.is_none());
+                    let is_unknown =
+                        || self.store.get(Keyspace::Tombstones, store_key).map(|at| at.is_none());
                     if stored.record.drop_expired(long_ago) || stored.is_deleted() && is_unknown()? {
                         self.reclaim(store_key.clone());
                     }
@@ -670,7 +671,10 @@ mod tests {
             .event(KEY, None, ClientWrite::lasting(op(1), value("old")), Validity::unlimited(), WEAK)
             .await
             .unwrap();
-        replica.merge(KEY, made_elsewhere(op(2), value("new")), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+        replica
+            .merge(KEY, made_elsewhere(op(2), value("new")), Terms::UPKEEP, Validity::unlimited())
+            .await
+            .unwrap();
         assert_eq!(shown(&replica).await.len(), 2);
         replica
             .event(KEY, None, ClientWrite::lasting(op(2), value("new")), Validity::unlimited(), WEAK)
@@ -683,7 +687,10 @@ mod tests {
     async fn a_put_begun_elsewhere_that_has_nothing_left_to_replace_makes_no_second_event() {
         for context in [None, Some(VersionVector::new())] {
             let replica = replica().await;
-            replica.merge(KEY, made_elsewhere(op(1), value("v")), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+            replica
+                .merge(KEY, made_elsewhere(op(1), value("v")), Terms::UPKEEP, Validity::unlimited())
+                .await
+                .unwrap();
             let before = replica.fetch(&KEY).unwrap();
             let event = replica
                 .event(KEY, context, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
@@ -712,7 +719,9 @@ mod tests {
         assert_eq!(replica.fetch_hints(&KEY).unwrap(), second.record);
         assert_eq!(replica.fetch(&KEY).unwrap(), Record::new());
         // What was kept for anybody is known to whoever makes a record for somebody else.
-        let missed = replica.stand_in(target(2), KEY, made_elsewhere(op(3), value("w")), Terms::UPKEEP, Validity::unlimited()).await;
+        let missed = replica
+            .stand_in(target(2), KEY, made_elsewhere(op(3), value("w")), Terms::UPKEEP, Validity::unlimited())
+            .await;
         assert_eq!(missed.unwrap(), [second.dot]);
         assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 2);
     }
@@ -747,7 +756,10 @@ mod tests {
         ] {
             let replica = replica_on(Arc::new(MemoryStore::new()), server).await;
             let terms = Terms { durability: asked, cause: Cause::Put };
-            replica.stand_in(target(1), KEY, made_elsewhere(op(1), value("v")), terms, Validity::unlimited()).await.unwrap();
+            replica
+                .stand_in(target(1), KEY, made_elsewhere(op(1), value("v")), terms, Validity::unlimited())
+                .await
+                .unwrap();
             let (hint, _) = replica.hint_held(target(1), &KEY).unwrap().unwrap();
             assert_eq!(hint.durability, expected, "{server:?}, asked for {asked:?}");
         }
@@ -992,7 +1004,10 @@ mod tests {
             .event(KEY, None, ClientWrite::lasting(op(2), value("v")), Validity::unlimited(), WEAK)
             .await
             .unwrap();
-        replica.merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+        replica
+            .merge(KEY, made_elsewhere(op(3), value("newer")), Terms::UPKEEP, Validity::unlimited())
+            .await
+            .unwrap();
         let missed =
             VersionVector::from_iter([Dot { actor: Actor { incarnation: 77, epoch: 1 }, counter: 3 }]);
         assert!(

@@ -401,7 +401,14 @@ fn key(number: usize, servers: u16, workers: usize, damage: bool, random: &mut S
         _ => (0..3).map(|_| quorum(random.random_range(w_min..=servers.min(5)), random)).collect(),
     };
     let writer = random.random_bool(0.2).then(|| random.random_range(0..workers));
-    KeyPlan { name: format!("{KEY_PREFIX}{number}"), quorums, writer, retires: None, rests: None, sloppy: 0.0 }
+    KeyPlan {
+        name: format!("{KEY_PREFIX}{number}"),
+        quorums,
+        writer,
+        retires: None,
+        rests: None,
+        sloppy: 0.0,
+    }
 }
 
 /// In three runs of ten others may stand in for the owners of some keys, in all requests or in half of them.

@@ -7,9 +7,7 @@ use dkvs_core::record::{OpId, Record};
 use dkvs_core::servers::ServerIndex;
 use dkvs_net::Level;
 
-use crate::history::{
-    Counted, Damage, History, Life, Micros, Operation, Outcome, Reaped, Stored, ValueId,
-};
+use crate::history::{Counted, Damage, History, Life, Micros, Operation, Outcome, Reaped, Stored, ValueId};
 use crate::plan::KEY_PREFIX;
 
 /// The history of the run under way. Shared by clients, disks and the runner.

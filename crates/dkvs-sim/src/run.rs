@@ -351,18 +351,20 @@ fn disagreement(shared: &Shared) -> Option<String> {
     marked.next().map(|(_, server)| format!("server {server} still keeps something for others"))
 }
 
-/// A server that holds nothing but tombstones of a key. One that some server is given at its start is never forgotten, and copies
+/// A key of which all servers that hold something hold nothing but tombstones. One that some server is given at its start is never forgotten, and copies
 /// beyond the cluster's n are not made equal to the others.
 fn left(shared: &Shared) -> Option<String> {
     let quorum = Quorum::with_defaults(shared.servers.len(), None, None, None).ok()?;
     let is_given = |place| shared.plan.given.iter().any(|given| given.key == place);
     let keys = shared.plan.keys.iter().enumerate();
     let keys: Vec<_> = keys.filter(|(place, key)| !is_given(*place) && key.n_max() <= quorum.n()).collect();
-    let mut disks = shared.servers.iter().map(|parts| parts.disk.census().0).zip(0..);
-    disks.find_map(|(disk, server)| {
-        let is_left = |name: &str| disk.get(name).is_some_and(|record| record.is_deleted(0));
-        let (_, key) = keys.iter().find(|(_, key)| is_left(&key.name))?;
-        Some(format!("server {server} holds tombstones of {} only: {:?}", key.name, disk[&key.name]))
+    let disks: Vec<_> = shared.servers.iter().map(|parts| parts.disk.census().0).collect();
+    keys.iter().find_map(|(_, key)| {
+        let held: Vec<_> =
+            (0..).zip(&disks).filter_map(|(server, disk)| Some((server, disk.get(&key.name)?))).collect();
+        // Each server drops what has expired when it comes by.
+        let is_left = !held.is_empty() && held.iter().all(|(_, record)| record.is_deleted(0));
+        is_left.then(|| format!("there are tombstones of {}: {held:?}", key.name))
     })
 }
 

@@ -345,7 +345,8 @@ fn corrupt(dir: &Path, detail: String) -> StoreError {
 
 fn open_keyspaces(db: &Database) -> fjall::Result<Keyspaces> {
     let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES_MAX);
-    let [records, meta, hints, tombstones] = Keyspace::ALL.map(|keyspace| db.keyspace(keyspace.name(), options));
+    let [records, meta, hints, tombstones] =
+        Keyspace::ALL.map(|keyspace| db.keyspace(keyspace.name(), options));
     Ok([records?, meta?, hints?, tombstones?])
 }
 

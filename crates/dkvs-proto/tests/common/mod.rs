@@ -257,8 +257,13 @@ fn reap_request() -> impl Strategy<Value = ReapRequest> {
     let step =
         prop::sample::select(vec![ReapStep::Watch, ReapStep::Fence, ReapStep::Confirm, ReapStep::Reap]);
     let keys = vec((bytes(), hash()).prop_map(|(key, hash)| ReapKey { key, hash }), 0..5);
-    (ring(), server(), any::<u64>(), step, keys)
-        .prop_map(|(ring, from, round, step, keys)| ReapRequest { ring, from, round, step, keys })
+    (ring(), server(), any::<u64>(), step, keys).prop_map(|(ring, from, round, step, keys)| ReapRequest {
+        ring,
+        from,
+        round,
+        step,
+        keys,
+    })
 }
 
 fn admin_request() -> impl Strategy<Value = AdminRequest> {

@@ -37,18 +37,15 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             let back: Vec<_> = back.map(|sibling| sibling.dot).collect();
             findings.claim(back.is_empty(), || {
                 let key = key.name;
-                format!("the disk of server {server} holds values of key {key:?} that were forgotten: {back:?}")
+                format!(
+                    "the disk of server {server} holds values of key {key:?} that were forgotten: {back:?}"
+                )
             });
         }
     }
 }
 
-fn shows_nothing_forgotten(
-    evidence: &Evidence<'_>,
-    key: &Key<'_>,
-    read: &Read<'_>,
-    findings: &mut Findings,
-) {
+fn shows_nothing_forgotten(evidence: &Evidence<'_>, key: &Key<'_>, read: &Read<'_>, findings: &mut Findings) {
     let before = forgotten(evidence.history, key.name, read.op.called);
     for write in read.values.iter().filter_map(|&value| key.writer_of(value?)) {
         let is_back = !write.dots.is_empty() && write.dots.iter().all(|&dot| before.vv().covers(dot));
