@@ -422,3 +422,92 @@ impl<S: Socket, T: Store> Reaper<'_, S, T> {
         Err(Halt::NotAnswered(server, reason))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(60);
+    const MS: Duration = Duration::from_millis(1);
+
+    fn watches() -> Arc<Watches> {
+        Arc::new(Watches::new(LIFE, BTreeSet::from(["given".into()])))
+    }
+
+    /// The first owner's first round.
+    fn step(watches: &Watches, step: ReapStep, key: &str) -> bool {
+        watches.step(ServerIndex::new(0), 1, step, &Bytes::copy_from_slice(key.as_bytes()))
+    }
+
+    fn watch_and_fence(watches: &Watches, key: &str) {
+        assert!(step(watches, ReapStep::Watch, key));
+        assert!(step(watches, ReapStep::Fence, key));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_on_which_nothing_is_under_way_is_confirmed_after_the_life_of_a_message() {
+        let watches = watches();
+        watch_and_fence(&watches, "k");
+        tokio::time::advance(LIFE - MS).await;
+        assert!(!step(&watches, ReapStep::Confirm, "k"));
+        tokio::time::advance(MS).await;
+        assert!(step(&watches, ReapStep::Confirm, "k") && step(&watches, ReapStep::Confirm, "k"));
+        assert!(step(&watches, ReapStep::Reap, "k") && !step(&watches, ReapStep::Confirm, "k"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_life_of_a_message_counts_from_the_end_of_the_last_operation_that_is_older_than_the_fence() {
+        let watches = watches();
+        let key = Bytes::from_static(b"k");
+        let before_the_watch = watches.begin(&key);
+        assert!(step(&watches, ReapStep::Watch, "k"));
+        let before_the_fence = watches.begin(&key);
+        assert!(step(&watches, ReapStep::Fence, "k"));
+        let after_it = watches.begin(&key);
+        tokio::time::advance(2 * LIFE).await;
+        assert!(!step(&watches, ReapStep::Confirm, "k"), "two are older");
+        drop(before_the_watch);
+        tokio::time::advance(LIFE).await;
+        assert!(!step(&watches, ReapStep::Confirm, "k"), "one is");
+        drop(before_the_fence);
+        tokio::time::advance(LIFE - MS).await;
+        assert!(!step(&watches, ReapStep::Confirm, "k"), "what it sent may still be begun");
+        drop(after_it);
+        tokio::time::advance(MS).await;
+        assert!(step(&watches, ReapStep::Confirm, "k"), "what began after the fence does not count");
+        assert!(watches.state().under_way.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_a_later_round_and_the_end_of_the_server_end_a_watch() {
+        let watches = watches();
+        for key in ["changed", "same", "unfenced"] {
+            assert!(step(&watches, ReapStep::Watch, key));
+        }
+        watches.changed(["changed", "unknown"].into_iter().map(str::as_bytes));
+        assert!(!step(&watches, ReapStep::Fence, "changed"));
+        assert!(step(&watches, ReapStep::Fence, "same"));
+        tokio::time::advance(LIFE).await;
+        assert!(!step(&watches, ReapStep::Confirm, "unfenced"));
+        assert!(!step(&self::watches(), ReapStep::Confirm, "same"), "another process");
+        let key = Bytes::from_static(b"same");
+        assert!(!watches.step(ServerIndex::new(1), 1, ReapStep::Confirm, &key), "another server's");
+        assert!(step(&watches, ReapStep::Confirm, "same"));
+        assert!(watches.step(ServerIndex::new(0), 2, ReapStep::Watch, &key), "the next round");
+        assert!(!watches.step(ServerIndex::new(0), 2, ReapStep::Confirm, &key));
+    }
+
+    #[test]
+    fn a_round_watches_so_many_keys_and_none_that_was_given() {
+        let watches = watches();
+        assert!(!step(&watches, ReapStep::Watch, "given"));
+        for number in 0..ROUND_KEYS_MAX {
+            assert!(step(&watches, ReapStep::Watch, &number.to_string()));
+        }
+        assert!(!step(&watches, ReapStep::Watch, "one more"));
+        assert!(step(&watches, ReapStep::Watch, "0"), "one of them, again");
+        watches.changed([&b"0"[..]].into_iter());
+        let long = "k".repeat(ROUND_BYTES_MAX);
+        assert!(!step(&watches, ReapStep::Watch, &long));
+    }
+}

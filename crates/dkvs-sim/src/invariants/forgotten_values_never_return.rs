@@ -10,7 +10,7 @@
 //!
 //! Not checked: gets that were under way at the first removal; deletions, which look alike.
 
-use dkvs_core::record::Body;
+use dkvs_core::record::{Body, Record};
 
 use super::Findings;
 use crate::checkers::evidence::{Evidence, Key, Read, in_words};
@@ -28,7 +28,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
         }
         let all = forgotten(history, key.name, Micros::MAX);
         for (server, disk) in history.disks.iter().chain(&history.quiet_disks) {
-            let siblings = disk.get(key.name).into_iter().flat_map(|record| record.siblings());
+            let siblings = disk.get(key.name).into_iter().flat_map(Record::siblings);
             let back = siblings.filter(|sibling| {
                 sibling.write.body != Body::Tombstone
                     && all.vv().covers(sibling.dot)

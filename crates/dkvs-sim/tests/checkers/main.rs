@@ -7,6 +7,7 @@ mod acknowledged_writes_reach_all_owners;
 mod concurrent_writes_are_never_lost;
 mod contexts_cover_what_was_seen;
 mod expired_values_are_hidden;
+mod forgotten_values_never_return;
 mod gets_never_go_back;
 mod no_dot_carries_two_values;
 mod nothing_unwritten_appears;

@@ -22,7 +22,8 @@ use dkvs_core::servers::{ServerIndex, ServerName};
 use dkvs_core::version::{Actor, Dot, VersionVector};
 use dkvs_net::Level;
 use dkvs_sim::history::{
-    Action, ClockState, Counted, Damage, Given, HintLeft, History, Life, Operation, Outcome, Stored, ValueId,
+    Action, ClockState, Counted, Damage, Given, HintLeft, History, Life, Operation, Outcome, Reaped, Stored,
+    ValueId,
 };
 use dkvs_sim::invariants;
 
@@ -368,6 +369,16 @@ impl Story {
     /// After hints were delivered, this server's record was damaged.
     pub(crate) fn unreadable(mut self, letter: char) -> Self {
         self.history.quiet_damaged.insert((server(letter), self.key.clone()));
+        self
+    }
+
+    /// This server removes a record that knows these events and holds those deletions.
+    pub(crate) fn forgets(mut self, letter: char, known: &str, alive: &str) -> Self {
+        self.now += 10;
+        let siblings = dots(alive).map(|dot| self.sibling(dot)).collect();
+        let record = Record::from_parts(dots(known).collect(), siblings).expect("no event twice");
+        let (at, key) = (self.now * 1_000, self.key.clone());
+        self.history.reaped.push(Reaped { server: server(letter), at, key, record });
         self
     }
 
