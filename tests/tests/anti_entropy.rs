@@ -34,14 +34,14 @@ async fn converged(cluster: &Cluster, keys: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_missed_puts_and_deletes_gets_them_though_nobody_has_kept_hints() {
+async fn a_server_that_missed_ten_thousand_puts_and_a_thousand_deletes_gets_them_though_nobody_has_kept_hints() {
     let mut cluster = Cluster::start(Plan { hint_bytes_max: 0, ..comparing(3) }).await;
     let client = client(&cluster).await;
     let down = cluster.servers()[2];
-    put_all(&client, 0..100, "before").await;
+    put_all(&client, 0..1_000, "before").await;
     cluster.kill(down);
-    put_all(&client, 50..1_050, "while it is down").await;
-    delete_all(&client, 500..600).await;
+    put_all(&client, 500..10_500, "while it is down").await;
+    delete_all(&client, 5_000..6_000).await;
     // Nor do the others know where it has missed something.
     for holder in [cluster.servers()[0], cluster.servers()[1]] {
         cluster.kill(holder);
@@ -49,8 +49,8 @@ async fn a_server_that_missed_puts_and_deletes_gets_them_though_nobody_has_kept_
         cluster.restart(holder).await;
     }
     cluster.restart(down).await;
-    converged(&cluster, 1_050).await;
-    let shown = cluster.stored(down, &key(550));
+    converged(&cluster, 10_500).await;
+    let shown = cluster.stored(down, &key(5_500));
     assert!(shown.values(0)[0].write.body.value().is_none(), "deleted: {shown:?}");
 }
 

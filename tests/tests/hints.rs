@@ -53,14 +53,14 @@ async fn converged(cluster: &Cluster, keys: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_missed_a_thousand_puts_and_a_hundred_deletes_gets_them_with_nobody_reading() {
+async fn a_server_that_missed_ten_thousand_puts_and_a_thousand_deletes_gets_them_with_nobody_reading() {
     let mut cluster = Cluster::start(Plan::of(3)).await;
     let client = client(&cluster).await;
     let [up_a, up_b, down] = cluster.servers()[..] else { panic!("three servers") };
-    put_all(&client, 0..100, "before").await;
+    put_all(&client, 0..1_000, "before").await;
     cluster.kill(down);
-    put_all(&client, 50..1_050, "while it is down").await;
-    delete_all(&client, 500..600).await;
+    put_all(&client, 500..10_500, "while it is down").await;
+    delete_all(&client, 5_000..6_000).await;
     // What it has is not hinted.
     let holders = [up_a, up_b];
     eventually("hints of everything it missed", async || {
@@ -72,12 +72,12 @@ async fn a_server_that_missed_a_thousand_puts_and_a_hundred_deletes_gets_them_wi
             merged.includes(&cluster.stored(up_a, &key))
         };
         let counted = holders.iter().map(|&holder| cluster.hints(holder, down).len()).sum::<usize>();
-        (counted >= 1_000 && [50, 500, 599, 1_049].into_iter().all(has)).then_some(())
+        (counted >= 10_000 && [500, 5_000, 5_999, 10_499].into_iter().all(has)).then_some(())
     })
     .await;
     cluster.restart(down).await;
-    converged(&cluster, 1_050).await;
-    let shown = cluster.stored(down, &key(550));
+    converged(&cluster, 10_500).await;
+    let shown = cluster.stored(down, &key(5_500));
     assert!(shown.values(0)[0].write.body.value().is_none(), "deleted: {shown:?}");
 }
 
