@@ -10,6 +10,8 @@
 //!   stuck     client ──put──> server ── disk ───────> begun         the client asks another server meanwhile
 //!   between   client ──put──> server ─ answer ─────────> arrives
 //!                               restart ── "who are you?" ──> client ──put again──────────> arrives
+//!   refused   client ──put──> server ─ answer ───────────────────> arrives
+//!                               restart ── "who are you?" ──> client ──put again──> no space, and no other server has any
 //! ```
 
 use std::time::Duration;
@@ -18,7 +20,8 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::{DiskFault, Fault, NetworkFault, QUIET, Strike, server};
-use crate::plan::Plan;
+use crate::plan::{DISK_FREE_BYTES_MIN, Plan, pick};
+use crate::seed;
 use crate::shared::Host;
 use crate::world::World;
 
@@ -56,10 +59,10 @@ fn patience_times(times: std::ops::Range<f64>, plan: &Plan, random: &mut StdRng)
     patience(plan).mul_f64(random.random_range(times)).min(LATE_MAX)
 }
 
-/// In a run with late messages, one or more a second.
+/// In a run with late messages, one or more a second; in some others, what is about refusals.
 pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     if !plan.late {
-        return Vec::new();
+        return if is_about_refusals(plan) { refusals(plan, random) } else { Vec::new() };
     }
     let mut strikes = Vec::new();
     let mut at = QUIET;
@@ -77,6 +80,26 @@ pub(super) fn plan(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
             5 => first_contact(plan, server, at, random),
             _ => stuck(plan, server, at, random),
         });
+    }
+    strikes
+}
+
+/// One run of nine without late messages, as any of these would be a second reason not to know what became of a put.
+fn is_about_refusals(plan: &Plan) -> bool {
+    seed::random(plan.seed, "about refusals", 0).random_ratio(1, 9)
+}
+
+/// Restarts after which nothing but refusals is heard. Always of the same server: what would have been passed on by others that
+/// were restarted is of unknown outcome for that alone.
+fn refusals(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
+    let server = server(plan, random);
+    let mut strikes = Vec::new();
+    let mut at = QUIET;
+    while at < plan.chaos_max() {
+        let restart = at + patience_times(0.1..0.6, plan, random);
+        let freed = restart + patience_times(1.0..4.0, plan, random);
+        strikes.extend(refused(plan, server, (at, restart, freed), random));
+        at = freed + LATE_MAX.mul_f64(random.random_range(0.0..1.0));
     }
     strikes
 }
@@ -163,6 +186,27 @@ fn first_contact(plan: &Plan, server: Host, at: Duration, random: &mut StdRng) -
     let client = client(plan, random);
     let new = strike(at, LateFault::NewClient(client));
     std::iter::once(new).chain(between(plan, server, client, at, random)).collect()
+}
+
+/// A server is restarted while its answers are under way, and its clients make their puts anew. By then no server has space for
+/// them, and all refuse: each for itself, and none for the process before.
+fn refused(
+    plan: &Plan,
+    server: Host,
+    (at, restart, freed): (Duration, Duration, Duration),
+    random: &mut StdRng,
+) -> Vec<Strike> {
+    let free = *pick(&[DISK_FREE_BYTES_MIN - 1, DISK_FREE_BYTES_MIN / 4 - 1], random);
+    let held_up = |client| strike(at, LateFault::HeldUp(server, client, freed - at));
+    let heard = |client| strike(restart, LateFault::HeldUp(server, client, Duration::ZERO));
+    let full = |server| {
+        let fault = Fault::Disk(DiskFault::Full(server, free));
+        Strike { at: restart, lasts: freed - restart, fault }
+    };
+    let mut strikes: Vec<_> = clients(plan).flat_map(|client| [held_up(client), heard(client)]).collect();
+    strikes.extend((0..usize::from(plan.servers)).map(full));
+    strikes.push(strike(restart, LateFault::Restart(server)));
+    strikes
 }
 
 impl LateFault {
