@@ -34,7 +34,8 @@ async fn converged(cluster: &Cluster, keys: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_missed_ten_thousand_puts_and_a_thousand_deletes_gets_them_though_nobody_has_kept_hints() {
+async fn a_server_that_missed_ten_thousand_puts_and_a_thousand_deletes_gets_them_though_nobody_has_kept_hints()
+ {
     let mut cluster = Cluster::start(Plan { hint_bytes_max: 0, ..comparing(3) }).await;
     let client = client(&cluster).await;
     let down = cluster.servers()[2];
