@@ -80,7 +80,7 @@ const MARKS_MAX: usize = 256;
 const UNWANTED_MAX: usize = 1_024;
 
 /// What a record costs beside its values, for the pace.
-const RECORD_LEN: usize = 256;
+const RECORD_LEN: usize = 8_192;
 
 /// What this server knows of its comparisons with one other.
 pub(crate) struct Pair {
