@@ -1,5 +1,6 @@
 //! What comparisons of servers cost: the bytes of a round between servers that agree, and of one that finds a hundred keys that
-//! differ; and what gets suffer while a server that lost all it had is filled again.
+//! differ; and what gets suffer while a server that lost all it had is filled again: gets of keys that all owners hold, and gets of keys
+//! that it may lack, which make it take them before they answer.
 //!
 //! ```sh
 //! unshare --net sh -c 'ip link set lo up; cargo bench --offline -p dkvs-tests --bench repair'
@@ -9,6 +10,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +29,9 @@ const VALUE_LEN: usize = 100;
 
 /// Keys that are made to differ.
 const DIFFERING: usize = 100;
+
+/// Keys that are written when the server is empty, and so are held by all.
+const HELD: usize = 10_000;
 
 /// Time between regular rounds, and how long rounds of servers that agree are counted.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -90,11 +95,13 @@ async fn run(keys: usize) {
     );
 
     let client = Arc::new(client);
-    let quiet = gets(&client, keys, GETS).await;
+    let quiet = gets(&client, 0..keys, GETS).await;
     cluster.kill(c);
     let began = Instant::now();
     cluster.restart_wiped(c).await;
-    let mut while_filling = Vec::new();
+    let held = keys..keys + HELD;
+    put_all(&client, held.clone(), 3).await;
+    let (mut of_held, mut of_any) = (Vec::new(), Vec::new());
     let filling = AtomicBool::new(true);
     let end = async {
         agreed(&client, &[a, b, c]).await;
@@ -103,16 +110,23 @@ async fn run(keys: usize) {
     };
     let measure = async {
         while filling.load(Ordering::Relaxed) {
-            while_filling.extend(gets(&client, keys, Duration::from_secs(1)).await);
+            of_held.extend(gets(&client, held.clone(), Duration::from_secs(1)).await);
+            of_any.extend(gets(&client, 0..keys, Duration::from_secs(1)).await);
         }
     };
     let (filled, ()) = tokio::join!(end, measure);
-    let after = gets(&client, keys, GETS).await;
+    let after = gets(&client, 0..keys, GETS).await;
     println!("an empty server filled with {keys} records in {filled:.0?}");
-    for (when, mut latencies) in [("before", quiet), ("while", while_filling), ("after", after)] {
+    let measured = [
+        ("before it was filled", quiet),
+        ("while it was filled, of keys that all owners hold", of_held),
+        ("while it was filled, of any keys", of_any),
+        ("after it was filled", after),
+    ];
+    for (when, mut latencies) in measured {
         latencies.sort_unstable();
         let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100].as_micros();
-        println!("gets {when} it was filled: {}, p50 {} us, p99 {} us", latencies.len(), at(50), at(99));
+        println!("gets {when}: {}, p50 {} us, p99 {} us", latencies.len(), at(50), at(99));
     }
 }
 
@@ -120,7 +134,7 @@ fn key(number: usize) -> String {
     format!("key {number:010}")
 }
 
-async fn put_all(client: &TestClient, numbers: std::ops::Range<usize>, w: usize) {
+async fn put_all(client: &TestClient, numbers: Range<usize>, w: usize) {
     let puts = numbers.map(|number| client.put(key(number), vec![7; VALUE_LEN]).w(w).into_future());
     stream::iter(puts).buffer_unordered(WRITERS).for_each(|put| async { drop(put.unwrap()) }).await;
 }
@@ -148,13 +162,13 @@ async fn agreed(client: &TestClient, servers: &[ServerIndex]) -> u64 {
 }
 
 /// Times gets of random keys.
-async fn gets(client: &Arc<TestClient>, keys: usize, duration: Duration) -> Vec<Duration> {
+async fn gets(client: &Arc<TestClient>, keys: Range<usize>, duration: Duration) -> Vec<Duration> {
     let getter = || {
-        let client = client.clone();
+        let (client, keys) = (client.clone(), keys.clone());
         tokio::spawn(async move {
             let (began, mut latencies) = (Instant::now(), Vec::new());
             while began.elapsed() < duration {
-                let key = key(rand::random_range(0..keys));
+                let key = key(rand::random_range(keys.clone()));
                 let asked = Instant::now();
                 client.get(key).await.unwrap();
                 latencies.push(asked.elapsed());

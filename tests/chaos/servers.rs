@@ -27,7 +27,8 @@ pub(crate) const SMALL: usize = SERVERS - 1;
 /// Its size in MiB, for a short run; a longer run writes more.
 const SMALL_MIB: u64 = 256;
 /// What every server is told: less than usual is to be free, as the small disk has no more when it is empty.
-const SETTINGS: &str = "disk_free_bytes_min = 67108864\n";
+/// Deletions stay: nobody outside a server knows when one was forgotten, and gets may know less from then on.
+const SETTINGS: &str = "disk_free_bytes_min = 67108864\nreap_interval_ms = 0\n";
 /// No server may ever have more than this resident, in MiB: several times what one needs here.
 const RESIDENT_MIB_MAX: u64 = 256;
 

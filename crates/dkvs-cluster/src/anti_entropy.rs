@@ -13,6 +13,7 @@
 //! other has come back, and where it has a mark that the other missed something (see [`crate::hints`]); then there first.
 //!
 //! A server has one exchange going out and one coming in at a time; a root is compared any time. Records that move are paced,
+//! leave the servers alone for longer than they took,
 //! and are merges like any other: asked for one by one, so that they find room among the requests of clients.
 //!
 //! Invariant: nothing is taken for what it was when it was compared. A record is read, sent and merged anew, so an exchange that
@@ -70,8 +71,13 @@ const ROOM_TRIES: u32 = 50;
 const VISIT_MAX: Duration = Duration::from_secs(10);
 
 /// Partitions compared side by side, and records under way. After the other server had no room, records go one by one.
-const PARTITIONS_AT_ONCE: usize = 16;
-const RECORDS_AT_ONCE: usize = 32;
+const PARTITIONS_AT_ONCE: usize = 8;
+const RECORDS_AT_ONCE: usize = 8;
+
+/// After each record and each comparison of a partition its place rests for so many times as long as that took: the more servers have
+/// to do for clients, the longer.
+const REST: u32 = 7;
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// Marks read in one go.
 const MARKS_MAX: usize = 256;
@@ -80,7 +86,7 @@ const MARKS_MAX: usize = 256;
 const UNWANTED_MAX: usize = 1_024;
 
 /// What a record costs beside its values, for the pace.
-const RECORD_LEN: usize = 8_192;
+const RECORD_LEN: usize = 256;
 
 /// What this server knows of its comparisons with one other.
 pub(crate) struct Pair {
@@ -504,7 +510,9 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             let entries = ours.iter().map(|(_, hash)| *hash).collect();
             let asked = end.unwrap_or_default();
             let compare = Compare::Keys { partition, after: after.clone(), last: asked, entries };
+            let began = Instant::now();
             let answer = self.ask(compare).await?;
+            rest(began).await;
             let RepairAnswer::Keys { theirs, yours, last } = answer else { return Err(unexpected(&answer)) };
             let place = |place| usize::try_from(place).ok();
             let ours = yours.into_iter().filter_map(|at| ours.get(place(at)?).map(|(key, _)| key.clone()));
@@ -529,8 +537,15 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
 
     /// Makes the two servers' records of a key equal to what both know together.
     async fn exchange(&self, key: Bytes, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
-        let Coordinator { replica, anti_entropy, .. } = &**self.coordinator;
         let Ok(_place) = self.records.places.acquire().await else { return Ok(()) };
+        let began = Instant::now();
+        let exchanged = self.exchange_now(key, unwanted).await;
+        rest(began).await;
+        exchanged
+    }
+
+    async fn exchange_now(&self, key: Bytes, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
+        let Coordinator { replica, anti_entropy, .. } = &**self.coordinator;
         let _under_way = replica.watches().begin(&key);
         let (ours, is_whole) = match replica.fetch(&key) {
             Ok(record) => (record, true),
@@ -630,6 +645,11 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             }
         }
     }
+}
+
+/// Leaves the servers alone after something that began then.
+async fn rest(began: Instant) {
+    sleep((began.elapsed() * REST).min(REST_MAX)).await;
 }
 
 fn lock<'a, 'b>(unwanted: &'a Mutex<&'b mut Unwanted>) -> MutexGuard<'a, &'b mut Unwanted> {

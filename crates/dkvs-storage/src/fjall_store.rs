@@ -358,7 +358,8 @@ fn error(what: &'static str, dir: &Path, error: fjall::Error) -> StoreError {
     }
     if let Error::Poisoned = error {
         let reason = "a flush or compaction in the background failed, for lack of room or because a file is damaged; \
-                      the log says more";
+                      the log says more. If it fails again after a restart with room, move the data directory away and start \
+                      without it: where keys have other owners, those give back what it held";
         return StoreError::Poisoned { reason: reason.into() };
     }
     if let Error::Locked = error {
