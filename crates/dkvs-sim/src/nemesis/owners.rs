@@ -18,6 +18,14 @@
 //!   kept       whoever has to keep something for the owner has done so: the others lose power, and start again
 //!   delivered  the owner can be reached
 //! ```
+//!
+//! Or two owners of a key cannot reach each other when everybody else reaches both, while what is deleted may be forgotten:
+//! ```text
+//!   hinted     clients do not reach the first owner; the second keeps for the third what it writes
+//!   deleted    clients reach the first owner, and all owners reach it
+//!   forgotten  nobody writes the key any more; the second still keeps what it kept
+//!   delivered  the second reaches the third
+//! ```
 
 use std::time::Duration;
 
@@ -27,7 +35,7 @@ use rand::rngs::StdRng;
 use super::{Fault, QUIET, Strike, shuffled};
 use crate::disk::DiskConditions;
 use crate::invariants::acknowledged_writes_reach_all_owners::HINTED;
-use crate::plan::{Plan, pick};
+use crate::plan::{Plan, Rests, pick};
 use crate::seed;
 use crate::shared::Host;
 use crate::world::{World, owner};
@@ -39,6 +47,10 @@ pub enum OwnerFault {
     Unreachable(usize, usize),
     /// The same, coming and going in this rhythm.
     ComesAndGoes(usize, usize, Duration),
+    /// Nothing passes between these two owners of this key.
+    Estranged(usize, usize, usize),
+    /// Nothing passes between clients and this owner of this key.
+    Shunned(usize, usize),
     /// Bits flip in what this owner holds of this key.
     Flip(usize, usize),
     /// This owner's commits take up to this long.
@@ -58,6 +70,8 @@ pub(super) fn plan(plan: &Plan) -> Vec<Strike> {
     for (number, key) in plan.keys.iter().enumerate() {
         let mut random = seed::random(plan.seed, "last writes", number as u64);
         strikes.extend(key.retires.into_iter().flat_map(|at| last_writes(plan, number, at, &mut random)));
+        let mut random = seed::random(plan.seed, "estranged", number as u64);
+        strikes.extend(key.rests.into_iter().flat_map(|rests| estranged(plan, number, rests, &mut random)));
     }
     strikes
 }
@@ -126,6 +140,33 @@ fn last_writes(plan: &Plan, key: usize, retires: Duration, random: &mut StdRng) 
     strikes
 }
 
+/// Around each of some times in which nobody writes the key.
+fn estranged(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<Strike> {
+    let mut strikes = Vec::new();
+    if plan.keys[key].n_max() < 3 || random.random_bool(0.5) {
+        return strikes;
+    }
+    let strike = |at, lasts, fault| Strike { at, lasts, fault: Fault::Owners(fault) };
+    let mut begins = rests.every.saturating_sub(rests.from);
+    while begins < plan.chaos_max() {
+        let hinted = plan.timeout.mul_f64(random.random_range(1.0..3.0));
+        let deleted = plan.timeout.mul_f64(random.random_range(0.2..1.5));
+        let forgotten = rests.lasts.mul_f64(random.random_range(0.4..1.0));
+        if let Some(at) = begins.checked_sub(hinted + deleted).filter(|&at| at > QUIET) {
+            strikes.push(strike(at, hinted, OwnerFault::Shunned(key, 0)));
+            strikes.push(strike(at, hinted + deleted + forgotten, OwnerFault::Estranged(key, 1, 2)));
+        }
+        begins += rests.every;
+    }
+    strikes
+}
+
+/// Both directions of the links between an owner and all clients.
+fn links_to_clients(world: &World, owner: Host) -> Vec<(Host, Host)> {
+    let clients = world.shared.servers.len()..world.shared.ips.len();
+    clients.flat_map(|client| [(owner, client), (client, owner)]).collect()
+}
+
 /// Both directions of all links of one machine.
 fn links(world: &World, host: Host) -> Vec<(Host, Host)> {
     let others = (0..world.shared.ips.len()).filter(|&other| other != host);
@@ -138,6 +179,16 @@ impl OwnerFault {
             Self::Unreachable(key, place) => {
                 let owner = owner(&world.shared, key, place);
                 links(world, owner).into_iter().for_each(|(from, to)| world.cut(from, to));
+                true
+            }
+            Self::Estranged(key, one, other) => {
+                let [one, other] = [one, other].map(|place| owner(&world.shared, key, place));
+                [(one, other), (other, one)].into_iter().for_each(|(from, to)| world.cut(from, to));
+                true
+            }
+            Self::Shunned(key, place) => {
+                let links = links_to_clients(world, owner(&world.shared, key, place));
+                links.into_iter().for_each(|(from, to)| world.cut(from, to));
                 true
             }
             Self::ComesAndGoes(key, place, period) => {
@@ -168,6 +219,14 @@ impl OwnerFault {
             Self::Unreachable(key, place) => {
                 let owner = owner(&world.shared, key, place);
                 links(world, owner).into_iter().for_each(|(from, to)| world.mend(from, to));
+            }
+            Self::Estranged(key, one, other) => {
+                let [one, other] = [one, other].map(|place| owner(&world.shared, key, place));
+                [(one, other), (other, one)].into_iter().for_each(|(from, to)| world.mend(from, to));
+            }
+            Self::Shunned(key, place) => {
+                let links = links_to_clients(world, owner(&world.shared, key, place));
+                links.into_iter().for_each(|(from, to)| world.mend(from, to));
             }
             Self::ComesAndGoes(key, place, _) => {
                 let links = links(world, owner(&world.shared, key, place));
