@@ -368,12 +368,21 @@ impl Cluster {
 
 /// Repeats `attempt` until it returns something, and fails after [`PATIENCE`].
 pub async fn eventually<A, F: Future<Output = Option<A>>>(what: &str, attempt: impl Fn() -> F) -> A {
-    let deadline = Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, what, attempt).await
+}
+
+/// The same, with another patience: for what leaves a busy machine alone.
+pub async fn eventually_within<A, F: Future<Output = Option<A>>>(
+    patience: Duration,
+    what: &str,
+    attempt: impl Fn() -> F,
+) -> A {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(result) = attempt().await {
             return result;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -9,7 +9,7 @@ use dkvs::ServerIndex;
 use dkvs_core::position::Partition;
 use dkvs_storage::Keyspace;
 use dkvs_tests::many::{client, delete_all, key, put_all};
-use dkvs_tests::{Cluster, Plan, eventually};
+use dkvs_tests::{Cluster, PATIENCE, Plan, eventually, eventually_within};
 
 /// Servers that compare all the time.
 fn comparing(servers: u16) -> Plan {
@@ -26,7 +26,9 @@ fn records(cluster: &Cluster, server: ServerIndex) -> Vec<(Bytes, dkvs_core::rec
 /// Waits until three servers that own everything hold the same of so many keys.
 async fn converged(cluster: &Cluster, keys: usize) {
     let [a, b, c] = cluster.servers()[..] else { panic!("three servers") };
-    eventually("all servers to hold the same", async || {
+    // Of ten thousand records, each waits for longer the busier the machine is.
+    let patience = PATIENCE + Duration::from_millis(20) * u32::try_from(keys).unwrap();
+    eventually_within(patience, "all servers to hold the same", async || {
         let ours = records(cluster, a);
         (ours.len() == keys && ours == records(cluster, b) && ours == records(cluster, c)).then_some(())
     })
