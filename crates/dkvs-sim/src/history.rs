@@ -258,6 +258,8 @@ pub struct History {
     /// The disks of all servers when the faults had ended, clients had finished, and no hint was left or none was delivered
     /// any more; before every key was read with R = N.
     pub quiet_disks: BTreeMap<ServerIndex, DiskCensus>,
+    /// When that was.
+    pub quiet_at: Micros,
     /// Of which keys a server's record was then damaged, and not repaired yet.
     pub quiet_damaged: BTreeSet<(ServerIndex, String)>,
     /// Where servers compare: of how many owners. Marks for others are forgotten there.

@@ -301,7 +301,9 @@ impl Run {
                 Some(HintLeft { holder, target, key, partition: partition.number() })
             });
             let left: Vec<_> = left.collect();
+            let now = self.world.now();
             self.shared.recorder.with(|history| {
+                history.quiet_at = now;
                 history.quiet_disks.insert(holder, records);
                 history.quiet_damaged.extend(damaged.into_iter().map(|key| (holder, key)));
                 history.kept.extend(left);

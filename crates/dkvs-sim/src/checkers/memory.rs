@@ -12,9 +12,10 @@
 //! What has come back is still seen as such: it is not taken away.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dkvs_core::record::Record;
+use dkvs_core::servers::ServerIndex;
 
 use crate::history::{DiskCensus, History, Micros, Outcome};
 
@@ -31,24 +32,30 @@ pub fn remembered(history: &History) -> Cow<'_, History> {
             context.merge(forgotten(history, &operation.key, ended).vv());
         }
     }
-    let all: BTreeMap<&str, Record> = history
-        .reaped
-        .iter()
-        .map(|reaped| (reaped.key.as_str(), forgotten(history, &reaped.key, Micros::MAX)))
-        .collect();
-    for (server, disk) in remembered.disks.iter_mut().chain(&mut remembered.quiet_disks) {
-        for (&key, record) in &all {
-            let mut owners = history.owners.iter().filter(|((name, _), _)| name == key);
-            if disk.contains_key(key) || owners.any(|(_, owners)| owners.contains(server)) {
-                remember(disk, key, record);
-            }
-        }
-    }
+    remember(history, &mut remembered.quiet_disks, history.quiet_at);
+    remember(history, &mut remembered.disks, Micros::MAX);
     Cow::Owned(remembered)
 }
 
+/// Has disks know at some time what was forgotten by then.
+fn remember(history: &History, disks: &mut BTreeMap<ServerIndex, DiskCensus>, at: Micros) {
+    let keys: BTreeSet<&str> = history.reaped.iter().map(|reaped| reaped.key.as_str()).collect();
+    for key in keys {
+        let forgotten = forgotten(history, key, at);
+        if forgotten.vv().is_empty() {
+            continue;
+        }
+        for (server, disk) in &mut *disks {
+            let mut owners = history.owners.iter().filter(|((name, _), _)| name == key);
+            if disk.contains_key(key) || owners.any(|(_, owners)| owners.contains(server)) {
+                remember_one(disk, key, &forgotten);
+            }
+        }
+    }
+}
+
 /// Has a disk know what was forgotten, whether it has forgotten it already or not yet.
-fn remember(disk: &mut DiskCensus, key: &str, forgotten: &Record) {
+fn remember_one(disk: &mut DiskCensus, key: &str, forgotten: &Record) {
     let held = disk.entry(key.to_owned()).or_default();
     let mut vv = held.vv().clone();
     vv.merge(forgotten.vv());

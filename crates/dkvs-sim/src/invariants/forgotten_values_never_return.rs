@@ -27,7 +27,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             shows_nothing_forgotten(evidence, key, read, findings);
         }
         let all = forgotten(history, key.name, Micros::MAX);
-        for (server, disk) in history.disks.iter().chain(&history.quiet_disks) {
+        for (server, disk) in &history.disks {
             let siblings = disk.get(key.name).into_iter().flat_map(Record::siblings);
             let back = siblings.filter(|sibling| {
                 sibling.write.body != Body::Tombstone
