@@ -608,8 +608,10 @@ mod tests {
     use dkvs_core::hlc::Hlc;
     use dkvs_core::limits::VERSION_VECTOR_LEN_MAX;
     use dkvs_core::record::{Body, OpId, Write};
+    use dkvs_core::ring::{RingId, ServerIndex};
     use dkvs_core::servers::ServerName;
     use dkvs_core::version::Actor;
+    use dkvs_proto::message::reap::{ReapKey, ReapStep};
     use dkvs_storage::MemoryStore;
     use rand::SeedableRng;
 
@@ -661,6 +663,50 @@ mod tests {
     async fn shown(replica: &Replica<MemoryStore>) -> Vec<Body> {
         let record = replica.fetch(&KEY).unwrap();
         record.values(0).into_iter().map(|sibling| sibling.write.body.clone()).collect()
+    }
+
+    /// Whether a server passes a step with the key, of which the first owner holds this record.
+    async fn passes(replica: &Replica<MemoryStore>, step: ReapStep, held: &Record) -> bool {
+        let keys = vec![ReapKey { key: KEY, hash: held.hash() }];
+        let (ring, from) = (RingId::from_bits(0), ServerIndex::new(0));
+        let request = ReapRequest { ring, from, round: 1, step, keys };
+        replica.reap(request, Validity::unlimited()).await.unwrap() == [0]
+    }
+
+    #[tokio::test]
+    async fn a_step_is_passed_by_who_holds_the_same_or_nothing_and_no_hint() {
+        let replica = replica().await;
+        let (alive, deleted) = (made_elsewhere(op(1), value("v")), made_elsewhere(op(2), Body::Tombstone));
+        assert!(passes(&replica, ReapStep::Watch, &deleted).await, "it holds nothing");
+        replica.merge(KEY, alive.clone(), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+        assert!(!passes(&replica, ReapStep::Watch, &deleted).await, "it has not heard of the deletion");
+        assert!(!passes(&replica, ReapStep::Watch, &alive).await, "it is not deleted");
+        replica
+            .event(KEY, None, ClientWrite::lasting(op(3), Body::Tombstone), Validity::unlimited(), WEAK)
+            .await
+            .unwrap();
+        let held = replica.fetch(&KEY).unwrap();
+        assert!(passes(&replica, ReapStep::Watch, &held).await);
+        assert!(passes(&replica, ReapStep::Fence, &held).await);
+
+        let kept = HintChange::Keep { target: target(1), key: KEY, record: alive.clone() };
+        replica.hint(kept, WEAK).await.unwrap();
+        for step in [ReapStep::Watch, ReapStep::Fence, ReapStep::Reap] {
+            assert!(!passes(&replica, step, &held).await, "{step:?}: it keeps a hint");
+        }
+        let delivered = HintChange::Delivered { target: target(1), key: KEY, hash: alive.hash() };
+        replica.hint(delivered, WEAK).await.unwrap();
+        assert!(!passes(&replica, ReapStep::Fence, &held).await, "a hint came and went");
+        assert!(passes(&replica, ReapStep::Watch, &held).await);
+
+        let before = replica.totals();
+        assert!(!passes(&replica, ReapStep::Reap, &deleted).await, "another record");
+        assert_eq!(replica.fetch(&KEY).unwrap(), held);
+        assert!(passes(&replica, ReapStep::Reap, &held).await);
+        assert_eq!((replica.fetch(&KEY).unwrap(), replica.totals()), (Record::new(), Totals::default()));
+        assert_ne!(before, Totals::default());
+        assert!(passes(&replica, ReapStep::Reap, &held).await, "it was removed already");
+        assert_eq!(replica.watches().reaped(), 1);
     }
 
     /// The first coordinator of put 2 did not know put 1, and failed before it heard of it.

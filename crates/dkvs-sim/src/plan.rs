@@ -471,7 +471,7 @@ fn reap_interval(random: &mut StdRng) -> Option<Duration> {
 /// Keys are left alone by writers now and then, for longer than a round of forgetting takes or not quite so long.
 fn rest(keys: &mut [KeyPlan], timeout: Duration, random: &mut StdRng) {
     for key in keys {
-        let lasts = timeout.max(Duration::from_secs(1)).mul_f64(random.random_range(1.0..4.0));
+        let lasts = timeout.max(Duration::from_secs(1)).mul_f64(random.random_range(1.0..8.0));
         let every = lasts.mul_f64(random.random_range(1.1..3.0));
         key.rests = Some(Rests { every, lasts, from: every.mul_f64(random.random_range(0.0..1.0)) });
     }

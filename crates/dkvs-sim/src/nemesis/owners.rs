@@ -21,8 +21,8 @@
 //!
 //! Or two owners of a key cannot reach each other when everybody else reaches both, while what is deleted may be forgotten:
 //! ```text
-//!   hinted     clients do not reach the first owner; the second keeps for the third what it writes
-//!   deleted    clients reach the first owner, and all owners reach it
+//!   hinted     some clients never reach the first owner; the second keeps for the third what these write
+//!   deleted    by others, through the first owner, which reaches both
 //!   forgotten  nobody writes the key any more; the second still keeps what it kept
 //!   delivered  the second reaches the third
 //! ```
@@ -49,8 +49,8 @@ pub enum OwnerFault {
     ComesAndGoes(usize, usize, Duration),
     /// Nothing passes between these two owners of this key.
     Estranged(usize, usize, usize),
-    /// Nothing passes between clients and this owner of this key.
-    Shunned(usize, usize),
+    /// Nothing passes between this owner of this key and a machine with clients.
+    Shunned(usize, usize, Host),
     /// Bits flip in what this owner holds of this key.
     Flip(usize, usize),
     /// This owner's commits take up to this long.
@@ -140,31 +140,24 @@ fn last_writes(plan: &Plan, key: usize, retires: Duration, random: &mut StdRng) 
     strikes
 }
 
-/// Around each of some times in which nobody writes the key.
+/// Around each of the times in which nobody writes the key.
 fn estranged(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<Strike> {
     let mut strikes = Vec::new();
-    if plan.keys[key].n_max() < 3 || random.random_bool(0.5) {
+    if plan.keys[key].n_max() < 3 || plan.client_hosts < 2 || random.random_bool(0.5) {
         return strikes;
     }
     let strike = |at, lasts, fault| Strike { at, lasts, fault: Fault::Owners(fault) };
+    let client = usize::from(plan.servers + random.random_range(0..plan.client_hosts));
+    strikes.push(strike(QUIET, plan.chaos_max(), OwnerFault::Shunned(key, 0, client)));
     let mut begins = rests.every.saturating_sub(rests.from);
     while begins < plan.chaos_max() {
-        let hinted = plan.timeout.mul_f64(random.random_range(1.0..3.0));
-        let deleted = plan.timeout.mul_f64(random.random_range(0.2..1.5));
-        let forgotten = rests.lasts.mul_f64(random.random_range(0.4..1.0));
-        if let Some(at) = begins.checked_sub(hinted + deleted).filter(|&at| at > QUIET) {
-            strikes.push(strike(at, hinted, OwnerFault::Shunned(key, 0)));
-            strikes.push(strike(at, hinted + deleted + forgotten, OwnerFault::Estranged(key, 1, 2)));
-        }
+        let hinted = plan.timeout.mul_f64(random.random_range(1.0..6.0));
+        let forgotten = rests.lasts.mul_f64(random.random_range(0.7..1.0));
+        let at = begins.saturating_sub(hinted).max(QUIET);
+        strikes.push(strike(at, begins.saturating_sub(at) + forgotten, OwnerFault::Estranged(key, 1, 2)));
         begins += rests.every;
     }
     strikes
-}
-
-/// Both directions of the links between an owner and all clients.
-fn links_to_clients(world: &World, owner: Host) -> Vec<(Host, Host)> {
-    let clients = world.shared.servers.len()..world.shared.ips.len();
-    clients.flat_map(|client| [(owner, client), (client, owner)]).collect()
 }
 
 /// Both directions of all links of one machine.
@@ -186,9 +179,9 @@ impl OwnerFault {
                 [(one, other), (other, one)].into_iter().for_each(|(from, to)| world.cut(from, to));
                 true
             }
-            Self::Shunned(key, place) => {
-                let links = links_to_clients(world, owner(&world.shared, key, place));
-                links.into_iter().for_each(|(from, to)| world.cut(from, to));
+            Self::Shunned(key, place, client) => {
+                let owner = owner(&world.shared, key, place);
+                [(owner, client), (client, owner)].into_iter().for_each(|(from, to)| world.cut(from, to));
                 true
             }
             Self::ComesAndGoes(key, place, period) => {
@@ -224,9 +217,9 @@ impl OwnerFault {
                 let [one, other] = [one, other].map(|place| owner(&world.shared, key, place));
                 [(one, other), (other, one)].into_iter().for_each(|(from, to)| world.mend(from, to));
             }
-            Self::Shunned(key, place) => {
-                let links = links_to_clients(world, owner(&world.shared, key, place));
-                links.into_iter().for_each(|(from, to)| world.mend(from, to));
+            Self::Shunned(key, place, client) => {
+                let owner = owner(&world.shared, key, place);
+                [(owner, client), (client, owner)].into_iter().for_each(|(from, to)| world.mend(from, to));
             }
             Self::ComesAndGoes(key, place, _) => {
                 let links = links(world, owner(&world.shared, key, place));
