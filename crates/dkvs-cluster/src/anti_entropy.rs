@@ -12,9 +12,9 @@
 //! The server listed first begins the regular rounds of a pair. Each of the two begins one for a cause: at its start, when the
 //! other has come back, and where it has a mark that the other missed something (see [`crate::hints`]); then there first.
 //!
-//! A server has one exchange going out and one coming in at a time; a root is compared any time. Records that move are paced,
-//! leave the servers alone for longer than they took,
-//! and are merges like any other: asked for one by one, so that they find room among the requests of clients.
+//! A server has one exchange going out and one coming in at a time; a root is compared any time.
+//! Records that move are paced, leave the servers alone for longer than they took, and are merges like any other: asked for
+//! one by one, so that they find room among the requests of clients.
 //!
 //! Invariant: nothing is taken for what it was when it was compared. A record is read, sent and merged anew, so an exchange that
 //! ends anywhere, or twice, does no harm.

@@ -249,18 +249,8 @@ impl Run {
 
     /// Servers that compare make all owners equal with nobody reading, and no mark is left of what somebody missed.
     fn owners_agree(&mut self) -> bool {
-        let end = self.world.sim.elapsed() + self.shared.plan.patience(WIND_UP);
-        loop {
-            let Some(disagreement) = disagreement(&self.shared) else { return true };
-            if self.world.sim.elapsed() > end {
-                let what = format!("with nobody reading, owners stay different: {disagreement}");
-                self.violations.push(Violation { invariant: "owners_agree_with_nobody_reading", what });
-                return false;
-            }
-            if !self.steps(CENSUS_PAUSE) {
-                return false;
-            }
-        }
+        let longest = self.shared.plan.patience(WIND_UP);
+        self.until_none("owners_agree_with_nobody_reading", longest, disagreement)
     }
 
     /// Where servers forget tombstones and make each other equal, none is left.
@@ -268,11 +258,21 @@ impl Run {
         let Some(interval) = self.shared.plan.reap_interval else { return true };
         let round = interval + 2 * self.shared.plan.timeout.max(Duration::from_secs(1));
         let longest = self.shared.plan.patience(WIND_UP) + 4 * round;
+        self.until_none("tombstones_are_forgotten", longest, left)
+    }
+
+    /// Looks at all disks again and again until there is nothing amiss with them.
+    fn until_none(
+        &mut self,
+        invariant: &'static str,
+        longest: Duration,
+        amiss: fn(&Shared) -> Option<String>,
+    ) -> bool {
         let end = self.world.sim.elapsed() + longest;
-        while let Some(left) = left(&self.shared) {
+        while let Some(amiss) = amiss(&self.shared) {
             if self.world.sim.elapsed() > end {
-                let what = format!("within {longest:?} with nobody writing: {left}");
-                self.violations.push(Violation { invariant: "tombstones_are_forgotten", what });
+                let what = format!("after {longest:?} with nobody reading or writing: {amiss}");
+                self.violations.push(Violation { invariant, what });
                 return false;
             }
             if !self.steps(CENSUS_PAUSE) {
