@@ -76,8 +76,8 @@ const RECORDS_AT_ONCE: usize = 8;
 
 /// After each record and each comparison of a partition its place rests for so many times as long as that took: the more servers have
 /// to do for clients, the longer.
-const REST: u32 = 7;
-const REST_MAX: Duration = Duration::from_secs(1);
+const REST: u32 = 15;
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// Marks read in one go.
 const MARKS_MAX: usize = 256;

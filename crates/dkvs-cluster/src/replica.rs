@@ -619,6 +619,8 @@ mod tests {
 
     const KEY: Bytes = Bytes::from_static(b"k");
 
+    const MESSAGE_LIFE: Duration = Duration::from_secs(1);
+
     /// Whatever the server's level is.
     const WEAK: message::Durability = message::Durability::Memory;
 
@@ -638,7 +640,7 @@ mod tests {
             disk_free_bytes_min: 0,
             hint_bytes_max: 1 << 20,
             siblings: SiblingLimits::default(),
-            message_life: Duration::from_secs(1),
+            message_life: MESSAGE_LIFE,
             given: BTreeSet::new(),
         };
         Replica::open(store, Start::New, config, clock, random).await.unwrap()
@@ -666,7 +668,7 @@ mod tests {
     }
 
     /// Whether a server passes a step with the key, of which the first owner holds this record.
-    async fn passes(replica: &Replica<MemoryStore>, step: ReapStep, held: &Record) -> bool {
+    async fn passes<T: Store>(replica: &Replica<T>, step: ReapStep, held: &Record) -> bool {
         let keys = vec![ReapKey { key: KEY, hash: held.hash() }];
         let (ring, from) = (RingId::from_bits(0), ServerIndex::new(0));
         let request = ReapRequest { ring, from, round: 1, step, keys };
@@ -893,6 +895,24 @@ mod tests {
             let keep = HintChange::Keep { target, key: KEY, record: made_elsewhere(op(3), value("x")) };
             replica.hint(keep, asked).await.unwrap();
             assert_eq!(*store.1.lock().unwrap(), [expected], "a hint, {server:?}, asked for {asked:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_confirms_that_it_holds_a_tombstone_has_it_on_disk() {
+        let store = Arc::new(Watched(MemoryStore::new(), std::sync::Mutex::default()));
+        let replica = replica_on(store.clone(), Durability::Memory).await;
+        let held = made_elsewhere(op(1), Body::Tombstone);
+        replica.merge(KEY, held.clone(), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+        store.1.lock().unwrap().clear();
+        for step in [ReapStep::Watch, ReapStep::Fence] {
+            assert!(passes(&replica, step, &held).await);
+        }
+        tokio::time::advance(MESSAGE_LIFE).await;
+        assert_eq!(*store.1.lock().unwrap(), [], "nothing has asked for it yet");
+        for confirmed in 1..=2 {
+            assert!(passes(&replica, ReapStep::Confirm, &held).await);
+            assert_eq!(*store.1.lock().unwrap(), vec![Durability::Fsync; confirmed]);
         }
     }
 

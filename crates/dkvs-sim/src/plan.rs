@@ -24,6 +24,9 @@ const TICK_MAX: Duration = Duration::from_millis(10);
 /// Mean pause of a worker in a crowd.
 const CROWDED_THINK: Duration = Duration::from_millis(30);
 
+/// How long a system may keep to itself what nobody asks it to write to a disk.
+const WRITTEN_BACK: Duration = Duration::from_secs(30);
+
 /// What servers want to be free on their disks.
 pub(crate) const DISK_FREE_BYTES_MIN: u64 = 1 << 20;
 
@@ -188,7 +191,7 @@ pub struct Plan {
     pub timeout: Duration,
     /// How durable servers make what they acknowledge.
     pub durability: Durability,
-    /// How much a power cut may take with [`Durability::Interval`].
+    /// How much a power cut may take with [`Durability::Interval`], and with [`Durability::Memory`].
     pub flush_interval: Duration,
     /// How fast and how often servers look for damage; 0 for not at all.
     pub scrub: (u64, Duration),
@@ -323,6 +326,13 @@ impl Plan {
         if plan.reap_interval.is_some() {
             plan.mix.deletes = plan.mix.deletes.max(0.3);
             rest(&mut plan.keys, plan.timeout, &mut seed::random(seed, "rests", 0));
+            if plan.damage && seed::random(seed, "forgets unflushed", 0).random_bool(0.3) {
+                plan.durability = Durability::Memory;
+            }
+        }
+        if plan.durability == Durability::Memory {
+            plan.flush_interval =
+                *pick(&[plan.flush_interval, WRITTEN_BACK], &mut seed::random(seed, "written back", 0));
         }
         plan.strikes = nemesis::plan(&plan);
         plan

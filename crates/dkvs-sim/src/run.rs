@@ -240,7 +240,7 @@ impl Run {
                 self.violations.push(Violation { invariant: "progress", what });
                 return false;
             }
-            if !self.step() {
+            if !self.steps(CENSUS_PAUSE) {
                 return false;
             }
         }

@@ -26,9 +26,17 @@
 //!   forgotten  nobody writes the key any more; the second still keeps what it kept
 //!   delivered  the second reaches the third
 //! ```
+//!
+//! Or, with disks that are flushed when the system likes, one owner loses power around the time at which what was deleted is
+//! forgotten:
+//! ```text
+//!   forgotten  nobody writes the key; all have said that they hold the tombstone, and remove it
+//!   lost       power, and with it what one of them had not flushed
+//! ```
 
 use std::time::Duration;
 
+use dkvs_storage::Durability;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -72,6 +80,8 @@ pub(super) fn plan(plan: &Plan) -> Vec<Strike> {
         strikes.extend(key.retires.into_iter().flat_map(|at| last_writes(plan, number, at, &mut random)));
         let mut random = seed::random(plan.seed, "estranged", number as u64);
         strikes.extend(key.rests.into_iter().flat_map(|rests| estranged(plan, number, rests, &mut random)));
+        let mut random = seed::random(plan.seed, "lost when forgotten", number as u64);
+        strikes.extend(key.rests.into_iter().flat_map(|rests| unflushed(plan, number, rests, &mut random)));
     }
     strikes
 }
@@ -155,6 +165,24 @@ fn estranged(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<
         let forgotten = rests.lasts.mul_f64(random.random_range(0.7..1.0));
         let at = begins.saturating_sub(hinted).max(QUIET);
         strikes.push(strike(at, begins.saturating_sub(at) + forgotten, OwnerFault::Estranged(key, 1, 2)));
+        begins += rests.every;
+    }
+    strikes
+}
+
+/// At the end of each of the times in which nobody writes the key, or some while after.
+fn unflushed(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<Strike> {
+    let mut strikes = Vec::new();
+    if plan.durability != Durability::Memory {
+        return strikes;
+    }
+    let copies = plan.keys[key].n_max();
+    let mut begins = rests.every.saturating_sub(rests.from);
+    while begins < plan.chaos_max() {
+        let at = begins + rests.lasts.mul_f64(random.random_range(0.3..1.2));
+        let lasts = Duration::from_secs(1).mul_f64(random.random_range(0.0..1.0));
+        let fault = Fault::Owners(OwnerFault::PowerCut(key, random.random_range(0..copies)));
+        strikes.push(Strike { at, lasts, fault });
         begins += rests.every;
     }
     strikes
