@@ -72,6 +72,9 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// The faults of a run, in the order in which they strike.
 pub(crate) fn plan(plan: &Plan) -> Vec<Strike> {
+    if plan.is_flushed_late {
+        return owners::power_cuts(plan);
+    }
     let mut strikes = mixed(plan, &mut seed::random(plan.seed, "nemesis", 0));
     strikes.extend(late::plan(plan, &mut seed::random(plan.seed, "late", 0)));
     strikes.extend(owners::plan(plan));

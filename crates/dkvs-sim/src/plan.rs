@@ -226,6 +226,8 @@ pub struct Plan {
     /// Whether, beside that, servers have room for one request at a time and refuse others, of which a copy may come when there
     /// is room.
     pub is_crowded: bool,
+    /// Whether what is deleted is forgotten while disks are flushed late, and nothing fails but the power of owners.
+    pub is_flushed_late: bool,
     /// The faults, in the order in which they strike.
     pub strikes: Vec<Strike>,
 }
@@ -309,6 +311,7 @@ impl Plan {
             mad: seed::random(seed, "has mad peer", 0).random_bool(0.25),
             late: seed::random(seed, "has late messages", 0).random_bool(0.4),
             is_crowded: false,
+            is_flushed_late: false,
             strikes: Vec::new(),
         };
         if plan.late {
@@ -326,11 +329,12 @@ impl Plan {
         if plan.reap_interval.is_some() {
             plan.mix.deletes = plan.mix.deletes.max(0.3);
             rest(&mut plan.keys, plan.timeout, &mut seed::random(seed, "rests", 0));
-            if plan.damage && seed::random(seed, "forgets unflushed", 0).random_bool(0.3) {
-                plan.durability = Durability::Memory;
-            }
+            plan.is_flushed_late = plan.damage && seed::random(seed, "is flushed late", 0).random_bool(0.3);
         }
-        if plan.durability == Durability::Memory {
+        if plan.is_flushed_late {
+            plan.durability = Durability::Memory;
+            plan.flush_interval = WRITTEN_BACK;
+        } else if plan.durability == Durability::Memory {
             plan.flush_interval =
                 *pick(&[plan.flush_interval, WRITTEN_BACK], &mut seed::random(seed, "written back", 0));
         }

@@ -27,7 +27,7 @@
 //!   delivered  the second reaches the third
 //! ```
 //!
-//! Or, with disks that are flushed when the system likes, one owner loses power around the time at which what was deleted is
+//! Or, with disks that are flushed late and no other fault, one owner loses power around the time at which what was deleted is
 //! forgotten:
 //! ```text
 //!   forgotten  nobody writes the key; all have said that they hold the tombstone, and remove it
@@ -36,7 +36,6 @@
 
 use std::time::Duration;
 
-use dkvs_storage::Durability;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -80,8 +79,6 @@ pub(super) fn plan(plan: &Plan) -> Vec<Strike> {
         strikes.extend(key.retires.into_iter().flat_map(|at| last_writes(plan, number, at, &mut random)));
         let mut random = seed::random(plan.seed, "estranged", number as u64);
         strikes.extend(key.rests.into_iter().flat_map(|rests| estranged(plan, number, rests, &mut random)));
-        let mut random = seed::random(plan.seed, "lost when forgotten", number as u64);
-        strikes.extend(key.rests.into_iter().flat_map(|rests| unflushed(plan, number, rests, &mut random)));
     }
     strikes
 }
@@ -170,21 +167,22 @@ fn estranged(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<
     strikes
 }
 
-/// At the end of each of the times in which nobody writes the key, or some while after.
-fn unflushed(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<Strike> {
+/// In runs with disks that are flushed late: around the times at which what was deleted is forgotten.
+pub(super) fn power_cuts(plan: &Plan) -> Vec<Strike> {
     let mut strikes = Vec::new();
-    if plan.durability != Durability::Memory {
-        return strikes;
+    for (number, key) in plan.keys.iter().enumerate() {
+        let mut random = seed::random(plan.seed, "power cuts", number as u64);
+        let Some(rests) = key.rests else { continue };
+        let mut begins = rests.every.saturating_sub(rests.from);
+        while begins < plan.chaos_max() {
+            let at = begins + rests.lasts.mul_f64(random.random_range(0.3..1.2));
+            let lasts = Duration::from_secs(1).mul_f64(random.random_range(0.0..1.0));
+            let fault = Fault::Owners(OwnerFault::PowerCut(number, random.random_range(0..key.n_max())));
+            strikes.push(Strike { at, lasts, fault });
+            begins += rests.every;
+        }
     }
-    let copies = plan.keys[key].n_max();
-    let mut begins = rests.every.saturating_sub(rests.from);
-    while begins < plan.chaos_max() {
-        let at = begins + rests.lasts.mul_f64(random.random_range(0.3..1.2));
-        let lasts = Duration::from_secs(1).mul_f64(random.random_range(0.0..1.0));
-        let fault = Fault::Owners(OwnerFault::PowerCut(key, random.random_range(0..copies)));
-        strikes.push(Strike { at, lasts, fault });
-        begins += rests.every;
-    }
+    strikes.sort_by_key(|strike| strike.at);
     strikes
 }
 
