@@ -75,7 +75,7 @@ const PARTITIONS_AT_ONCE: usize = 8;
 const RECORDS_AT_ONCE: usize = 8;
 
 /// After each record and each comparison of a partition its place rests for so many times as long as that took: the more servers have
-/// to do for clients, the longer.
+/// to do for clients, the longer. Not longer than a busy server takes, as time spent waiting for room or for the pace is no work.
 const REST: u32 = 15;
 const REST_MAX: Duration = Duration::from_millis(100);
 

@@ -80,6 +80,14 @@ impl Rests {
         let since = (time + self.from).as_micros() % self.every.as_micros().max(1);
         since < self.lasts.as_micros()
     }
+
+    /// When those before some time begin.
+    pub(crate) fn begins(&self, end: Duration) -> impl Iterator<Item = Duration> {
+        let every = self.every;
+        let first = every.saturating_sub(self.from);
+        std::iter::successors(Some(first), move |begins| Some(*begins + every))
+            .take_while(move |begins| *begins < end)
+    }
 }
 
 /// A quorum for reads and writes.

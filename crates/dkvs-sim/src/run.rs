@@ -51,8 +51,8 @@ const CALM: Duration = Duration::from_secs(2);
 /// Within this time after a disk has room again, hints that it refused are written.
 const HINTS_LATE: Duration = Duration::from_secs(2);
 
-/// Pause between looks at all disks.
-const CENSUS_PAUSE: Duration = Duration::from_millis(200);
+/// Pause between looks, at all disks for the most part.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Within this time after they were asked to, clients have finished and the auditor has read everything.
 const WIND_UP: Duration = Duration::from_secs(30);
@@ -233,18 +233,7 @@ impl Run {
     }
 
     fn wait(&mut self, what: &str, longest: Duration, is_done: impl Fn(&Shared) -> bool) -> bool {
-        let end = self.world.sim.elapsed() + longest;
-        while !is_done(&self.shared) {
-            if self.world.sim.elapsed() > end {
-                let what = format!("within {longest:?} after all faults have ended, {what}: not so");
-                self.violations.push(Violation { invariant: "progress", what });
-                return false;
-            }
-            if !self.steps(CENSUS_PAUSE) {
-                return false;
-            }
-        }
-        true
+        self.until_none("progress", longest, |shared| (!is_done(shared)).then(|| format!("not so: {what}")))
     }
 
     /// Servers that compare make all owners equal with nobody reading, and no mark is left of what somebody missed.
@@ -261,21 +250,21 @@ impl Run {
         self.until_none("tombstones_are_forgotten", longest, left)
     }
 
-    /// Looks at all disks again and again until there is nothing amiss with them.
+    /// Looks again and again until nothing is amiss.
     fn until_none(
         &mut self,
         invariant: &'static str,
         longest: Duration,
-        amiss: fn(&Shared) -> Option<String>,
+        amiss: impl Fn(&Shared) -> Option<String>,
     ) -> bool {
         let end = self.world.sim.elapsed() + longest;
         while let Some(amiss) = amiss(&self.shared) {
             if self.world.sim.elapsed() > end {
-                let what = format!("after {longest:?} with nobody reading or writing: {amiss}");
+                let what = format!("{longest:?} after all faults have ended: {amiss}");
                 self.violations.push(Violation { invariant, what });
                 return false;
             }
-            if !self.steps(CENSUS_PAUSE) {
+            if !self.steps(LOOK_PAUSE) {
                 return false;
             }
         }

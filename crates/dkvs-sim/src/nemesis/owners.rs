@@ -156,13 +156,11 @@ fn estranged(plan: &Plan, key: usize, rests: Rests, random: &mut StdRng) -> Vec<
     let strike = |at, lasts, fault| Strike { at, lasts, fault: Fault::Owners(fault) };
     let client = usize::from(plan.servers + random.random_range(0..plan.client_hosts));
     strikes.push(strike(QUIET, plan.chaos_max(), OwnerFault::Shunned(key, 0, client)));
-    let mut begins = rests.every.saturating_sub(rests.from);
-    while begins < plan.chaos_max() {
+    for begins in rests.begins(plan.chaos_max()) {
         let hinted = plan.timeout.mul_f64(random.random_range(1.0..6.0));
         let forgotten = rests.lasts.mul_f64(random.random_range(0.7..1.0));
         let at = begins.saturating_sub(hinted).max(QUIET);
         strikes.push(strike(at, begins.saturating_sub(at) + forgotten, OwnerFault::Estranged(key, 1, 2)));
-        begins += rests.every;
     }
     strikes
 }
@@ -173,13 +171,11 @@ pub(super) fn power_cuts(plan: &Plan) -> Vec<Strike> {
     for (number, key) in plan.keys.iter().enumerate() {
         let mut random = seed::random(plan.seed, "power cuts", number as u64);
         let Some(rests) = key.rests else { continue };
-        let mut begins = rests.every.saturating_sub(rests.from);
-        while begins < plan.chaos_max() {
+        for begins in rests.begins(plan.chaos_max()) {
             let at = begins + rests.lasts.mul_f64(random.random_range(0.3..1.2));
             let lasts = Duration::from_secs(1).mul_f64(random.random_range(0.0..1.0));
             let fault = Fault::Owners(OwnerFault::PowerCut(number, random.random_range(0..key.n_max())));
             strikes.push(Strike { at, lasts, fault });
-            begins += rests.every;
         }
     }
     strikes.sort_by_key(|strike| strike.at);
