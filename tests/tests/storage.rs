@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs::{Error, ServerIndex};
+use dkvs_core::record::Body;
 use dkvs_proto::message::Refusal;
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, Get, OwnerAnswer};
 use dkvs_tests::{Cluster, Plan, TestClient, eventually};
@@ -116,6 +117,69 @@ async fn what_is_written_to_a_damaged_key_is_kept_with_what_is_repaired() {
     repaired(&cluster, owners[0], owners[1], "k").await;
     let got = client.get("k").r(3).siblings().await.unwrap();
     assert_eq!(got.siblings(), [Some(Bytes::from_static(b"new"))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_damaged_copies_of_three_are_repaired_from_the_third() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    client.put("k", "v").w(3).await.unwrap();
+    let [first, second, third] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.damage(first, "k").await;
+    cluster.damage(second, "k").await;
+    assert_eq!(value(&client, "k", 1).await, Some("v".into()));
+    repaired(&cluster, first, third, "k").await;
+    repaired(&cluster, second, third, "k").await;
+    assert_eq!(value(&client, "k", 3).await, Some("v".into()));
+}
+
+/// One of two copies that acknowledged a write was damaged before, the other afterwards: the former still has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_copy_tells_what_was_written_to_it_since() {
+    let mut cluster = Cluster::start(Plan { hint_bytes_max: 0, ..Plan::of(3) }).await;
+    let client = cluster.client().await;
+    client.put("k", "old").w(3).await.unwrap();
+    let [first, second, third] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.kill(third);
+    cluster.damage(second, "k").await;
+    client.put("k", "new").w(2).await.unwrap();
+    cluster.damage(first, "k").await;
+    // The put's background copies must not arrive after all: its coordinator forgets them in a crash.
+    for server in [first, second] {
+        cluster.kill(server);
+        cluster.restart(server).await;
+        let answer = answer_of_all(&cluster, server, "k").await;
+        assert!(refuses_as_damaged(&answer, server), "{answer:?}");
+    }
+    cluster.restart(third).await;
+    for server in [first, second] {
+        let record = eventually("the repair", || async { cluster.readable(server, "k") }).await;
+        let bodies: Vec<_> = record.siblings().iter().map(|sibling| &sibling.write.body).collect();
+        assert_eq!(bodies, [&Body::Value("new".into())]);
+    }
+    assert_ne!(cluster.stored(third, "k"), cluster.stored(first, "k"), "it did not come from there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_damaged_on_all_owners_is_refused_until_it_is_written_anew() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    client.put("k", "lost").w(3).await.unwrap();
+    let owners = cluster.owners("k", 3);
+    for &owner in &owners {
+        cluster.damage(owner, "k").await;
+    }
+    for &owner in &owners {
+        let answer = answer_of_all(&cluster, owner, "k").await;
+        assert!(refuses_as_damaged(&answer, owner), "{answer:?}");
+    }
+    let error = client.get("k").r(1).timeout(Duration::from_millis(500)).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "rather than not found: {error}");
+    client.put("k", "new").w(3).await.unwrap();
+    for owner in owners {
+        eventually("the key to be whole", || async { cluster.readable(owner, "k") }).await;
+    }
+    assert_eq!(value(&client, "k", 3).await, Some("new".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -632,6 +632,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
                 ReplicaAnswer::Merged { .. }
                 | ReplicaAnswer::Same
                 | ReplicaAnswer::Record(_)
+                | ReplicaAnswer::Incomplete(_)
                 | ReplicaAnswer::Reap(_)
                 | ReplicaAnswer::Alive => {
                     Err(OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())))

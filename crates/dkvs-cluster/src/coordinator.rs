@@ -1019,6 +1019,7 @@ fn fetched(answer: Result<ReplicaAnswer, OwnerAnswer>, known: Record) -> Result<
 fn unexpected(answer: ReplicaAnswer) -> OwnerAnswer {
     match answer {
         ReplicaAnswer::Refused(refusal) => OwnerAnswer::Refused(refusal),
+        ReplicaAnswer::Incomplete(_) => OwnerAnswer::Refused(Refusal::Damaged),
         ReplicaAnswer::Merged { .. }
         | ReplicaAnswer::Same
         | ReplicaAnswer::Record(_)

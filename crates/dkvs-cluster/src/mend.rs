@@ -2,11 +2,11 @@
 //!
 //! What was lost can have been acknowledged by this server and as few as W - 1 others, whichever they are. So a record
 //! counts as repaired only when *all* other owners have told what they hold, and all of it is merged here: a write that any
-//! of them acknowledged is then in it. While one of them is down, or damaged itself, the key waits, and reads get their
-//! quorums from the others.
+//! of them acknowledged is then in it. While one of them is down the key waits, and reads get their quorums from the others.
 //!
-//! A server that owns a key alone has nobody to ask. It goes on refusing to read the key until something is written
-//! there: what was lost cannot be had again, and nobody is told that it never was.
+//! An owner that has lost its own record tells what was written to it since. More than that nobody will ever know, so two
+//! such owners do not wait for each other. But if *no* owner has kept what it had, the key goes on being refused until
+//! something is written there: what was lost cannot be had again, and nobody is told that it never was.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use dkvs_core::position::Partition;
 use dkvs_core::record::Record;
 use dkvs_core::ring::ServerIndex;
 use dkvs_net::Socket;
+use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -61,33 +62,47 @@ async fn all<S: Socket, T: Store>(coordinator: &Arc<Coordinator<S, T>>, n: usize
     }
 }
 
-/// Asks all other owners of a key, and merges what they hold.
+/// Asks all other owners of a key, and merges what they hold and what was written to it since they lost theirs.
 async fn one<S: Socket, T: Store>(
     coordinator: &Arc<Coordinator<S, T>>,
     key: Bytes,
     n: usize,
 ) -> Result<(), ReplicaError> {
     let _under_way = coordinator.replica.watches().begin(&key);
-    let others = other_owners(coordinator, &key, n);
-    let nothing = Record::new();
-    if others.is_empty() && !coordinator.replica.is_written_anew(&key)? {
-        return Ok(());
-    }
     let deadline = Instant::now() + ANSWER_MAX;
-    let known = (nothing.hash(), nothing.clone());
-    let mut answers: FuturesUnordered<_> = others
-        .into_iter()
-        .map(|owner| coordinator.clone().fetch_at(owner, key.clone(), known.clone(), deadline))
-        .collect();
-    let mut theirs = nothing;
+    let ask = |owner| {
+        let (ring, known) = (coordinator.ring.id(), Record::new().hash());
+        let request = ReplicaRequest::Fetch { ring, key: key.clone(), known };
+        async move { (owner, coordinator.ask(owner, request, deadline).await) }
+    };
+    let mut answers: FuturesUnordered<_> = other_owners(coordinator, &key, n).into_iter().map(ask).collect();
+    let mut theirs = Record::new();
+    let (mut is_whole_somewhere, mut is_lost_elsewhere) = (false, false);
     while let Some((owner, answer)) = answers.next().await {
         match answer {
-            Ok(record) => theirs.merge(&record),
-            Err(reason) => {
-                tracing::debug!(?owner, ?reason, "a damaged record waits for another owner");
+            Ok(ReplicaAnswer::Same) => is_whole_somewhere = true,
+            Ok(ReplicaAnswer::Record(record)) => {
+                is_whole_somewhere = true;
+                theirs.merge(&record);
+            }
+            Ok(ReplicaAnswer::Incomplete(record)) => {
+                is_lost_elsewhere = true;
+                theirs.merge(&record);
+            }
+            other => {
+                tracing::debug!(?owner, answer = ?other, "a damaged record waits for another owner");
                 return Ok(());
             }
         }
+    }
+    let is_written_anew =
+        !theirs.vv().is_empty() || !coordinator.replica.stored(&key)?.record.vv().is_empty();
+    if !is_whole_somewhere && !is_written_anew {
+        return Ok(());
+    }
+    if is_lost_elsewhere {
+        let key = String::from_utf8_lossy(&key);
+        tracing::warn!(?key, "damaged on other owners too: what only damaged copies held is lost");
     }
     coordinator.replica.mend(key, theirs).await
 }

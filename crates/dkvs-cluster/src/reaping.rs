@@ -409,6 +409,7 @@ impl<S: Socket, T: Store> Reaper<'_, S, T> {
                     ReplicaAnswer::Merged { .. }
                     | ReplicaAnswer::Same
                     | ReplicaAnswer::Record(_)
+                    | ReplicaAnswer::Incomplete(_)
                     | ReplicaAnswer::Alive
                     | ReplicaAnswer::Repair(_),
                 ) => OwnerAnswer::Refused(Refusal::Invalid("answered another question".into())),

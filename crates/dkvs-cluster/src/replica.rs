@@ -230,21 +230,23 @@ impl<T: Store> Replica<T> {
     /// # Errors
     /// When it cannot be read: others have to be asked.
     pub fn fetch(&self, key: &[u8]) -> Result<Record, ReplicaError> {
+        let stored = self.stored(key)?;
+        if stored.is_incomplete { Err(ReplicaError::Damaged) } else { Ok(stored.record) }
+    }
+
+    /// The entry of a key, an empty one when there is none, or what takes the place of a damaged one.
+    pub(crate) fn stored(&self, key: &[u8]) -> Result<Stored, ReplicaError> {
         let store_key = store_key(key);
         let stored = match self.store.get(Keyspace::Records, &store_key) {
-            Ok(None) => return Ok(Record::new()),
+            Ok(None) => return Ok(Stored::default()),
             Ok(Some(bytes)) => Stored::decode(&bytes).ok(),
             Err(error) if is_damage(&error) => None,
             Err(error) => return Err(error.into()),
         };
-        match stored {
-            Some(stored) if stored.is_incomplete => Err(ReplicaError::Damaged),
-            Some(stored) => Ok(stored.record),
-            None => {
-                self.report(store_key);
-                Err(ReplicaError::Damaged)
-            }
-        }
+        Ok(stored.unwrap_or_else(|| {
+            self.report(store_key);
+            Stored { is_incomplete: true, ..Stored::default() }
+        }))
     }
 
     /// Has the writer look at an entry that seems damaged. If it has too much to do now, whoever reads the entry next
@@ -265,13 +267,6 @@ impl<T: Store> Replica<T> {
     pub(crate) async fn mend(&self, key: Bytes, theirs: Record) -> Result<(), ReplicaError> {
         let len = key.len() + theirs.value_len();
         self.change(len, |done| Change::Mend { key, theirs, done }).await
-    }
-
-    /// Whether something was written to a key since its record was found damaged.
-    pub(crate) fn is_written_anew(&self, key: &[u8]) -> Result<bool, StoreError> {
-        let stored = self.store.get(Keyspace::Records, &store_key(key))?;
-        let stored = stored.and_then(|bytes| Stored::decode(&bytes).ok());
-        Ok(stored.is_some_and(|stored| stored.is_incomplete && !stored.record.vv().is_empty()))
     }
 
     /// The hash tree over the records.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs_core::quorum::Quorum;
-use dkvs_core::record::Record;
+use dkvs_core::record::{Record, RecordHash};
 use dkvs_net::{Endpoint, Gauge, Level, Service, Socket, Validity};
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::message::{Answer, Request};
@@ -28,6 +28,7 @@ use crate::mend;
 use crate::reaping;
 use crate::replica::{QueueLimits, Replica, ReplicaConfig, ReplicaError, Terms};
 use crate::scrub::{self, Scrub};
+use crate::stored::Stored;
 use crate::tree;
 
 /// A running server. Dropping it without [`Server::stop`] is like a crash.
@@ -228,9 +229,7 @@ impl<S: Socket, T: Store> Running<S, T> {
                 }
             }
             ReplicaRequest::Fetch { ring, key, known } => match self.coordinator.check(ring, &key) {
-                Ok(()) => self.coordinator.replica.fetch(&key).map(|record| {
-                    if record.hash() == known { ReplicaAnswer::Same } else { ReplicaAnswer::Record(record) }
-                }),
+                Ok(()) => self.coordinator.replica.stored(&key).map(|stored| held(stored, known)),
                 Err(refusal) => Err(ReplicaError::Refused(refusal)),
             },
             ReplicaRequest::Ping => Ok(ReplicaAnswer::Alive),
@@ -264,5 +263,14 @@ impl<S: Socket, T: Store> Running<S, T> {
             },
         };
         answer.unwrap_or_else(|error: ReplicaError| ReplicaAnswer::Refused(error.refusal()))
+    }
+}
+
+/// What this server tells of an entry to one that has the record of this hash.
+fn held(Stored { record, is_incomplete, .. }: Stored, known: RecordHash) -> ReplicaAnswer {
+    match is_incomplete {
+        true => ReplicaAnswer::Incomplete(record),
+        false if record.hash() == known => ReplicaAnswer::Same,
+        false => ReplicaAnswer::Record(record),
     }
 }

@@ -260,6 +260,10 @@ fn messages() -> Vec<Golden> {
         // 6 Reap: places (2).
         answer("replica_answer/reap", Answer::Replica(ReplicaAnswer::Reap(vec![0, 251])),
             "06 02 00 fbfb00"),
+        // 7 Incomplete: record.
+        answer("replica_answer/incomplete", Answer::Replica(ReplicaAnswer::Incomplete(small_record())),
+            "07 4f0100010001a1a2a3a4a5a6a7a8000000010000000000000002a1a2a3a4a5a6a7a8000000010000 \
+             000000000002000000000000000700000000000000090000000000000010000000000176beeb5d78"),
         // 0 Ring.
         request("admin_request/ring", Request::Admin(AdminRequest::Ring),
             "00"),
@@ -445,7 +449,7 @@ fn every_message_stands_here() {
         ("client_request", Kind::ClientRequest, 2),
         ("client_answer", Kind::ClientAnswer, 3),
         ("replica_request", Kind::ReplicaRequest, 7),
-        ("replica_answer", Kind::ReplicaAnswer, 7),
+        ("replica_answer", Kind::ReplicaAnswer, 8),
         ("admin_request", Kind::AdminRequest, 4),
         ("admin_answer", Kind::AdminAnswer, 5),
     ] {

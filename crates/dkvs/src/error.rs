@@ -149,7 +149,7 @@ impl fmt::Display for QuorumReport {
             f.write_str(if place == 0 { " (" } else { ", " })?;
             match report {
                 OwnerReport::Ok => write!(f, "{server} ok")?,
-                OwnerReport::TimedOut => write!(f, "{server} timed out after {}", Seconds(self.waited))?,
+                OwnerReport::TimedOut => write!(f, "{server} did not answer in {}", Seconds(self.waited))?,
                 OwnerReport::Failed(reason) => write!(f, "{server} failed: {reason}")?,
             }
         }
@@ -218,7 +218,7 @@ mod tests {
         };
         assert_eq!(
             Error::Unknown(report.clone()).to_string(),
-            "write quorum not reached: 1 of 2 acknowledged (127.0.0.1:1234 ok, 127.0.0.1:1235 timed out after 1 s, \
+            "write quorum not reached: 1 of 2 acknowledged (127.0.0.1:1234 ok, 127.0.0.1:1235 did not answer in 1 s, \
              127.0.0.1:1236 failed: overloaded): the outcome is unknown"
         );
         let stand_ins = vec![StandIn { server: name(1237), owner: name(1235) }];
@@ -226,7 +226,7 @@ mod tests {
         let report = QuorumReport { stand_ins, owners, ..report };
         assert_eq!(
             Error::Unavailable(report).to_string(),
-            "write quorum not reached: 1 of 2 acknowledged (127.0.0.1:1235 timed out after 1 s, 127.0.0.1:1237 stood in for \
+            "write quorum not reached: 1 of 2 acknowledged (127.0.0.1:1235 did not answer in 1 s, 127.0.0.1:1237 stood in for \
              127.0.0.1:1235)"
         );
     }

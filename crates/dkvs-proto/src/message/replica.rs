@@ -107,4 +107,6 @@ pub enum ReplicaAnswer {
     Repair(RepairAnswer),
     /// The places of the keys that passed the step.
     Reap(#[serde(with = "wire::list")] Vec<u32>),
+    /// The record was lost here. This is what was written to it since.
+    Incomplete(#[serde(with = "wire::record")] Record),
 }

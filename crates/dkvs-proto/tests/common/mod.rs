@@ -223,6 +223,7 @@ fn replica_answer() -> impl Strategy<Value = ReplicaAnswer> {
         Just(ReplicaAnswer::Alive),
         repair_answer().prop_map(ReplicaAnswer::Repair),
         vec(any::<u32>(), 0..5).prop_map(ReplicaAnswer::Reap),
+        record().prop_map(ReplicaAnswer::Incomplete),
     ]
 }
 
