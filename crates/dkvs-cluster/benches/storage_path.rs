@@ -237,7 +237,7 @@ struct Engine {
 impl Engine {
     fn open(dir: &Path, persist: PersistMode) -> Result<Self, AnyError> {
         let db = Database::builder(dir)
-            .worker_threads(2)
+            .worker_threads(3)
             .max_cached_files(Some(256))
             .cache_size(32 << 20)
             .max_journaling_size(128 << 20)

@@ -31,7 +31,7 @@ fn main() -> Result<(), AnyError> {
     let start = Instant::now();
     // As dkvs_storage::FjallStore opens it.
     let db = Database::builder(Path::new(&dir))
-        .worker_threads(2)
+        .worker_threads(3)
         .max_cached_files(Some(256))
         .cache_size(32 << 20)
         .max_journaling_size(128 << 20)

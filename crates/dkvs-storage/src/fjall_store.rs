@@ -49,9 +49,11 @@ use std::{
     time::Duration,
 };
 
-/// Threads for flushes and compactions. With two, fjall keeps one free for flushes; with one, a long
-/// compaction would hold back the flush that writers wait for. More would take cores from requests.
-const WORKER_THREADS: usize = 2;
+/// Threads for flushes and compactions. fjall (3.1) keeps the first free for flushes: what it finds in their queue about
+/// compactions it puts back at once, again and again while all others compact. With two threads that takes a core for as long as
+/// any compaction runs; with three, the third mostly clears the queue. With one, a long compaction holds back the
+/// flush that writers wait for, and if the queue fills up meanwhile, the thread waits for room in it that only itself could make.
+const WORKER_THREADS: usize = 3;
 
 /// When a keyspace's write buffer is flushed to a table. It bounds memory (up to [`SEALED_MEMTABLES_MAX`] + 2
 /// per busy keyspace exist for a moment) and the time to reopen; larger means fewer compactions. fjall stores
