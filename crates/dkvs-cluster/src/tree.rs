@@ -122,14 +122,11 @@ impl Tree {
 
     /// The hash of an entry as it is stored.
     pub(crate) fn hash_of(&self, key: &[u8], stored: &Stored) -> EntryHash {
-        let hash = EntryHash::of(key, &stored.record);
-        if stored.is_incomplete {
-            hash ^ self.odd
-        } else if *stored == Stored::default() {
-            EntryHash::ZERO
-        } else {
-            hash
+        if *stored == Stored::default() {
+            return EntryHash::ZERO;
         }
+        let hash = EntryHash::of(key, &stored.record);
+        if stored.is_incomplete { hash ^ self.odd } else { hash }
     }
 
     /// A commit has changed these entries. With `is_done` false nobody knows whether it has.
