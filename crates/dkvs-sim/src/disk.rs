@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkvs_cluster::{Entry, Kept};
+use dkvs_core::record::Record;
 use dkvs_core::servers::ServerIndex;
 use dkvs_storage::{Batch, Durability, Health, Keyspace, ScanLimit, Start, Store, StoreError};
 use rand::RngExt;
@@ -424,12 +425,15 @@ impl SimStore {
         platter.finish_abandoned();
         for (keyspace, key, value) in batch.writes() {
             let Some(value) = value else {
-                self.removes(&platter, keyspace, key);
+                self.replaces(&platter, keyspace, key, &Record::new());
                 continue;
             };
             let (hint_for, key, record, own) = match keyspace {
                 Keyspace::Records => match dkvs_cluster::decode_entry(key, value) {
-                    Some(Entry { key, record, own }) => (None, key, record, own),
+                    Some(entry) => {
+                        self.replaces(&platter, keyspace, key, &entry.record);
+                        (None, entry.key, entry.record, entry.own)
+                    }
                     None => continue,
                 },
                 Keyspace::Hints => match dkvs_cluster::decode_kept(key, value) {
@@ -456,11 +460,18 @@ impl SimStore {
         Ok(longest.mul_f64(platter.random.random_range(0.0..1.0)))
     }
 
-    /// An entry is removed.
-    fn removes(&self, platter: &Platter, keyspace: Keyspace, key: &Bytes) {
+    /// An entry makes room for another one. If that knows of nothing that was there, this was forgotten: a key may be forgotten and
+    /// written anew in one batch.
+    fn replaces(&self, platter: &Platter, keyspace: Keyspace, key: &Bytes, by: &Record) {
         let held = platter.visible.get(&(keyspace, key.clone()));
         let entry = held.and_then(|value| dkvs_cluster::decode_entry(key, value));
-        if let Some(Entry { key, record, .. }) = entry.filter(|_| keyspace == Keyspace::Records) {
+        let is_forgotten = |held: &Record| {
+            by.vv().is_empty()
+                || held.is_deleted(u64::MAX) && !held.vv().iter().any(|dot| by.vv().covers(dot))
+        };
+        if let Some(Entry { key, record, .. }) = entry.filter(|entry| is_forgotten(&entry.record))
+            && keyspace == Keyspace::Records
+        {
             let Disk { recorder, server, .. } = &self.disk;
             let key = String::from_utf8_lossy(&key).into_owned();
             recorder.reaps(Reaped { server: *server, at: now(), key, record });
