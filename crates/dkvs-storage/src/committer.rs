@@ -43,7 +43,7 @@ const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub(crate) trait Engine: Send + 'static {
     /// Applies the group atomically; when it returns Ok the group is durable as asked and visible. `Interval`
     /// means written like `Memory`: the thread calls `sync` in time.
-    fn apply(&mut self, group: Batch, durability: Durability) -> Result<(), StoreError>;
+    fn apply(&mut self, group: &Batch, durability: Durability) -> Result<(), StoreError>;
 
     /// Flushes everything applied so far to disk.
     fn sync(&mut self) -> Result<(), StoreError>;
@@ -72,9 +72,17 @@ enum Message {
 struct Request {
     batch: Batch,
     durability: Durability,
-    answer: oneshot::Sender<Result<(), StoreError>>,
+    answer: oneshot::Sender<Answer>,
     /// Its place among [`COMMITS_QUEUED_MAX`], given back when the request is dropped.
     _room: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Answer {
+    result: Result<(), StoreError>,
+    /// What was committed goes back to whoever made it, to be freed there. On the commit thread all would wait for that,
+    /// and memory is freed more slowly by another thread than the one that took it.
+    _done: Option<Batch>,
 }
 
 impl Committer {
@@ -115,7 +123,7 @@ impl Committer {
             // The thread is gone and the batch never reached it.
             return Err(self.check_open().err().unwrap_or(StoreError::Closed));
         }
-        answered.await.unwrap_or_else(|_| Err(self.lost_answer()))
+        answered.await.map_or_else(|_| Err(self.lost_answer()), |answer| answer.result)
     }
 
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
@@ -208,7 +216,7 @@ impl<E: Engine> Worker<E> {
         }
         while let Ok(message) = self.requests.try_recv() {
             if let Message::Commit(request) = message {
-                let _ = request.answer.send(Err(StoreError::Closed));
+                let _ = request.answer.send(Answer { result: Err(StoreError::Closed), _done: None });
             }
         }
         let result = self.guarded("the last flush", Engine::sync);
@@ -264,7 +272,7 @@ impl<E: Engine> Worker<E> {
                 Err(_) => break,
             }
         }
-        let result = self.guarded("a commit", |engine| engine.apply(group, durability));
+        let result = self.guarded("a commit", |engine| engine.apply(&group, durability));
         if result.is_ok() {
             match durability {
                 Durability::Memory => {}
@@ -273,9 +281,10 @@ impl<E: Engine> Worker<E> {
                 Durability::Fsync => self.unsynced_since = None,
             }
         }
+        let mut done = Some(group);
         for (answer, _room) in waiting {
             // A caller that stopped waiting is fine: its batch is in all the same.
-            let _ = answer.send(result.clone());
+            let _ = answer.send(Answer { result: result.clone(), _done: done.take() });
         }
     }
 
@@ -318,7 +327,7 @@ mod tests {
     }
 
     impl Engine for Scripted {
-        fn apply(&mut self, group: Batch, durability: Durability) -> Result<(), StoreError> {
+        fn apply(&mut self, group: &Batch, durability: Durability) -> Result<(), StoreError> {
             self.seen.send((Some(durability), group.len())).unwrap();
             let has = |name: &str| group.writes().any(|(_, key, _)| key == name);
             if has(BLOCK) {

@@ -248,7 +248,7 @@ impl FjallEngine {
 }
 
 impl Engine for FjallEngine {
-    fn apply(&mut self, group: Batch, durability: Durability) -> Result<(), StoreError> {
+    fn apply(&mut self, group: &Batch, durability: Durability) -> Result<(), StoreError> {
         self.wait_for_room()?;
         let mut batch = self.db.batch().durability(Some(match durability {
             Durability::Memory | Durability::Interval => PersistMode::Buffer,
