@@ -67,6 +67,10 @@ const AFTER_REPAIR: Duration = Duration::from_millis(100);
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 const ROOM_TRIES: u32 = 50;
 
+/// How often a server that compares with somebody else is asked again after that pause: for longer than most visits take. Servers
+/// that come in the same rhythm would else meet the same visitor each time.
+const VISIT_TRIES: u32 = 10;
+
 /// How long a server that compares keeps others from it without a word.
 const VISIT_MAX: Duration = Duration::from_secs(10);
 
@@ -619,7 +623,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
         Err(Halt::NotAnswered(OwnerAnswer::Refused(Refusal::Overloaded)))
     }
 
-    /// Asks the other server, again while it has no room.
+    /// Asks the other server, again while it has no room and, for a while, when it has a visitor.
     async fn ask(&self, compare: Compare) -> Result<RepairAnswer, Halt> {
         let (ring, from) = (self.coordinator.ring.id(), self.coordinator.me);
         let request = RepairRequest { ring, from, compare };
@@ -639,12 +643,17 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
                 }
             }
         };
-        match self.patiently(asked).await? {
-            Some(answer) => Ok(answer),
-            None => {
-                Err(Halt::NotAnswered(OwnerAnswer::Refused(Refusal::Invalid("refused to compare".into()))))
+        for _ in 0..VISIT_TRIES {
+            match self.patiently(asked).await? {
+                Some(RepairAnswer::Busy) => sleep(ROOM_PAUSE).await,
+                Some(answer) => return Ok(answer),
+                None => {
+                    let refusal = Refusal::Invalid("refused to compare".into());
+                    return Err(Halt::NotAnswered(OwnerAnswer::Refused(refusal)));
+                }
             }
         }
+        Err(Halt::Busy)
     }
 }
 

@@ -333,7 +333,13 @@ fn disagreement(shared: &Shared) -> Option<String> {
             record.drop_expired(WallMs::MAX);
             (!damaged.contains(&key.name)).then_some(record)
         };
-        let copies: Vec<_> = owners.iter().map(copy).collect();
+        // Without a scrub nobody finds the damage of a copy that no request asks for.
+        let is_looked_at = |place: usize| shared.plan.scrub.0 > 0 || place < key.n_max();
+        let copies = owners.iter().map(copy).enumerate();
+        let copies: Vec<_> = copies
+            .filter(|(place, copy)| copy.is_some() || is_looked_at(*place))
+            .map(|(_, copy)| copy)
+            .collect();
         if copies.iter().any(|copy| copy.is_none() || *copy != copies[0]) {
             return Some(format!("{} at {owners:?}: {copies:?}", key.name));
         }
