@@ -335,13 +335,15 @@ fn disagreement(shared: &Shared) -> Option<String> {
         };
         // Without a scrub nobody finds the damage of a copy that no request asks for.
         let is_looked_at = |place: usize| shared.plan.scrub.0 > 0 || place < key.n_max();
-        let copies = owners.iter().map(copy).enumerate();
-        let copies: Vec<_> = copies
-            .filter(|(place, copy)| copy.is_some() || is_looked_at(*place))
-            .map(|(_, copy)| copy)
+        let copies: Vec<_> = owners
+            .iter()
+            .enumerate()
+            .map(|(place, owner)| (place, owner, copy(owner)))
+            .filter(|(place, _, copy)| copy.is_some() || is_looked_at(*place))
+            .map(|(_, owner, copy)| (owner, copy))
             .collect();
-        if copies.iter().any(|copy| copy.is_none() || *copy != copies[0]) {
-            return Some(format!("{} at {owners:?}: {copies:?}", key.name));
+        if copies.iter().any(|(_, copy)| copy.is_none() || *copy != copies[0].1) {
+            return Some(format!("{} at its owners: {copies:?}", key.name));
         }
     }
     let mut marked = shared.servers.iter().zip(0..).filter(|(parts, _)| !parts.disk.kept().is_empty());
