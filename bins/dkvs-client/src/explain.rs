@@ -2,14 +2,15 @@
 //! whom.
 //!
 //! Each owner is asked for its own record and nothing else, so a read repair does not hide what differs. Values are not shown: their
-//! sizes are. The other servers are asked too, and those that keep hints of the key are shown: they may have stood in for an owner.
+//! sizes are. The other servers are asked too, and those that keep hints of the key are shown: they may have stood in for an owner. One
+//! that does not answer may keep some, and is named.
 
 use std::collections::BTreeSet;
 use std::io::Write;
 
 use bytes::Bytes;
 use dkvs::{
-    HintReport, KeyReport, Partition, Position, ServerIndex, ServerName, SiblingReport, SiblingState,
+    Dot, HintReport, KeyReport, Partition, Position, ServerIndex, ServerName, SiblingReport, SiblingState,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -26,20 +27,16 @@ pub(crate) async fn run(cluster: &Cluster, key: &Bytes, out: &mut Output<impl Wr
     let mut owners = ask_all(cluster, key).await;
     let others = owners.split_off(cluster.n().min(owners.len()));
     let answered = owners.iter().any(|(_, report)| report.is_ok());
-    let holders: Vec<_> = others.into_iter().filter_map(holder).collect();
+    let others: Vec<_> = others.into_iter().filter(|(_, report)| may_keep_hints(report)).collect();
     match out.format() {
-        Format::Text | Format::Raw => write_owners(cluster, key, &owners, &holders, out)?,
-        Format::Json => out.json(&explained_json(cluster, key, &owners, &holders))?,
+        Format::Text | Format::Raw => write_owners(cluster, key, &owners, &others, out)?,
+        Format::Json => out.json(&explained_json(cluster, key, &owners, &others))?,
     }
     if answered { Ok(()) } else { nobody_answered(out) }
 }
 
-/// A server that does not own the key and keeps hints of it.
-type Holder = (ServerIndex, Vec<HintReport>);
-
-fn holder((server, report): Owner) -> Option<Holder> {
-    let hints = report.ok()?.hints;
-    (!hints.is_empty()).then_some((server, hints))
+fn may_keep_hints(report: &Result<KeyReport, dkvs::Error>) -> bool {
+    report.as_ref().map_or(true, |report| !report.hints.is_empty())
 }
 
 /// All servers at once, in the order of the preference list: the owners first.
@@ -73,7 +70,7 @@ fn write_owners(
     cluster: &Cluster,
     key: &Bytes,
     owners: &[Owner],
-    holders: &[Holder],
+    others: &[Owner],
     out: &mut Output<impl Write>,
 ) -> Result<(), Failure> {
     let (position, partition) = (Position::of_key(key), Partition::of_key(key));
@@ -92,14 +89,21 @@ fn write_owners(
             Err(_) => out.text(format_args!("{name}: down\n"))?,
         }
         if let Ok(report) = report {
-            write_table(&event_rows(report), &[], out)?;
-            write_hints(cluster, &report.hints, out)?;
+            write_table(&event_rows("  ", &report.vv, &report.siblings, report.clock_ms), &[], out)?;
+            write_hints(cluster, report, out)?;
         }
     }
-    for (server, hints) in holders {
+    for (server, report) in others {
         let Some(name) = name_of(cluster, *server) else { continue };
-        out.text(format_args!("{name}: does not own the key\n"))?;
-        write_hints(cluster, hints, out)?;
+        match report {
+            Ok(report) => {
+                out.text(format_args!("{name}: does not own the key\n"))?;
+                write_hints(cluster, report, out)?;
+            }
+            Err(_) => {
+                out.text(format_args!("{name}: down, does not own the key and may keep hints of it\n"))?;
+            }
+        }
     }
     let verdict = match agree(owners) {
         Some(true) => "all owners hold the same",
@@ -108,35 +112,37 @@ fn write_owners(
     };
     out.text(format_args!("{verdict}\n"))?;
     out.finish()?;
-    owners.iter().filter_map(|(_, report)| report.as_ref().err()).for_each(|error| note(&error.to_string()));
+    let asked = owners.iter().chain(others);
+    asked.filter_map(|(_, report)| report.as_ref().err()).for_each(|error| note(&error.to_string()));
     Ok(())
 }
 
-fn write_hints(cluster: &Cluster, hints: &[HintReport], out: &mut Output<impl Write>) -> Result<(), Failure> {
-    for hint in hints {
+fn write_hints(cluster: &Cluster, report: &KeyReport, out: &mut Output<impl Write>) -> Result<(), Failure> {
+    for hint in &report.hints {
         let Some(target) = name_of(cluster, hint.target) else { continue };
         out.text(format_args!("  hint for {target}: {}, {} bytes\n", hint_hash(hint), hint.bytes))?;
+        write_table(&event_rows("    ", &hint.vv, &hint.siblings, report.clock_ms), &[], out)?;
     }
     Ok(())
 }
 
-fn event_rows(report: &KeyReport) -> Vec<Vec<String>> {
-    let knows = report.vv.iter().map(|dot| vec!["  knows".into(), format!("{dot:?}")]);
-    let holds = report.siblings.iter().map(|sibling| sibling_row(sibling, report.clock_ms));
+fn event_rows(indent: &str, vv: &[Dot], siblings: &[SiblingReport], clock_ms: u64) -> Vec<Vec<String>> {
+    let knows = vv.iter().map(|dot| vec![format!("{indent}knows"), format!("{dot:?}")]);
+    let holds = siblings.iter().map(|sibling| sibling_row(indent, sibling, clock_ms));
     knows.chain(holds).collect()
 }
 
-fn sibling_row(sibling: &SiblingReport, clock_ms: u64) -> Vec<String> {
+fn sibling_row(indent: &str, sibling: &SiblingReport, clock_ms: u64) -> Vec<String> {
     let (kind, size) = match sibling.state {
-        SiblingState::Value => ("  value", format!("{} B", sibling.len)),
-        SiblingState::Tombstone => ("  deletion", "-".into()),
-        SiblingState::Dropped => ("  dropped", "-".into()),
+        SiblingState::Value => ("value", format!("{} B", sibling.len)),
+        SiblingState::Tombstone => ("deletion", "-".into()),
+        SiblingState::Dropped => ("dropped", "-".into()),
     };
     let expiry = sibling.expires.map(|at| {
         let word = if at <= clock_ms { "expired" } else { "expires" };
         format!("{word} {}", utc(at))
     });
-    let row = [kind.into(), format!("{:?}", sibling.dot), utc(sibling.hlc.wall_ms()), size];
+    let row = [format!("{indent}{kind}"), format!("{:?}", sibling.dot), utc(sibling.hlc.wall_ms()), size];
     row.into_iter().chain(expiry).collect()
 }
 
@@ -177,13 +183,21 @@ struct ExplainedJson {
     /// `null` when not all owners could tell.
     agree: Option<bool>,
     owners: Vec<OwnerJson>,
-    others: Vec<HolderJson>,
+    others: Vec<OtherJson>,
 }
 
-/// A server that does not own the key and keeps hints of it.
+/// A server that does not own the key and keeps hints of it, or may.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OtherJson {
+    Up(HolderJson),
+    Down(DownJson),
+}
+
 #[derive(Serialize)]
 struct HolderJson {
     server: String,
+    state: &'static str,
     hints: Vec<HintJson>,
 }
 
@@ -226,9 +240,11 @@ struct HintJson {
     /// `null` when it is damaged.
     hash: Option<String>,
     bytes: u64,
+    version_vector: Vec<String>,
+    siblings: Vec<SiblingJson>,
 }
 
-fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner], holders: &[Holder]) -> ExplainedJson {
+fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner], others: &[Owner]) -> ExplainedJson {
     let ok = owners.iter().any(|(_, report)| report.is_ok());
     let (error, kind) = if ok { (None, None) } else { (Some("no server answered"), Some("unavailable")) };
     ExplainedJson {
@@ -239,13 +255,24 @@ fn explained_json(cluster: &Cluster, key: &Bytes, owners: &[Owner], holders: &[H
         partition: Partition::of_key(key).to_string(),
         agree: agree(owners),
         owners: owners.iter().filter_map(|(owner, report)| owner_json(cluster, *owner, report)).collect(),
-        others: holders.iter().filter_map(|(server, hints)| holder_json(cluster, *server, hints)).collect(),
+        others: others.iter().filter_map(|(server, report)| other_json(cluster, *server, report)).collect(),
     }
 }
 
-fn holder_json(cluster: &Cluster, server: ServerIndex, hints: &[HintReport]) -> Option<HolderJson> {
-    let hints = hints.iter().filter_map(|hint| hint_json(cluster, hint)).collect();
-    Some(HolderJson { server: name_of(cluster, server)?.to_string(), hints })
+fn other_json(
+    cluster: &Cluster,
+    server: ServerIndex,
+    report: &Result<KeyReport, dkvs::Error>,
+) -> Option<OtherJson> {
+    let name = name_of(cluster, server)?;
+    Some(match report {
+        Ok(report) => OtherJson::Up(HolderJson {
+            server: name.to_string(),
+            state: "up",
+            hints: hints_json(cluster, report),
+        }),
+        Err(error) => OtherJson::Down(DownJson::new(name, error.to_string())),
+    })
 }
 
 fn owner_json(
@@ -262,12 +289,20 @@ fn owner_json(
             damaged: report.is_damaged,
             hash: format!("{:?}", report.hash),
             bytes: report.bytes,
-            version_vector: report.vv.iter().map(|dot| format!("{dot:?}")).collect(),
-            siblings: report.siblings.iter().map(|sibling| sibling_json(sibling, report.clock_ms)).collect(),
-            hints: report.hints.iter().filter_map(|hint| hint_json(cluster, hint)).collect(),
+            version_vector: dots_json(&report.vv),
+            siblings: siblings_json(&report.siblings, report.clock_ms),
+            hints: hints_json(cluster, report),
         }),
         Err(error) => OwnerJson::Down(DownJson::new(server, error.to_string())),
     })
+}
+
+fn dots_json(vv: &[Dot]) -> Vec<String> {
+    vv.iter().map(|dot| format!("{dot:?}")).collect()
+}
+
+fn siblings_json(siblings: &[SiblingReport], clock_ms: u64) -> Vec<SiblingJson> {
+    siblings.iter().map(|sibling| sibling_json(sibling, clock_ms)).collect()
 }
 
 fn sibling_json(sibling: &SiblingReport, clock_ms: u64) -> SiblingJson {
@@ -287,9 +322,18 @@ fn sibling_json(sibling: &SiblingReport, clock_ms: u64) -> SiblingJson {
     }
 }
 
-fn hint_json(cluster: &Cluster, hint: &HintReport) -> Option<HintJson> {
-    let hash = hint.hash.map(|hash| format!("{hash:?}"));
-    Some(HintJson { target: name_of(cluster, hint.target)?.to_string(), hash, bytes: hint.bytes })
+fn hints_json(cluster: &Cluster, report: &KeyReport) -> Vec<HintJson> {
+    report.hints.iter().filter_map(|hint| hint_json(cluster, hint, report.clock_ms)).collect()
+}
+
+fn hint_json(cluster: &Cluster, hint: &HintReport, clock_ms: u64) -> Option<HintJson> {
+    Some(HintJson {
+        target: name_of(cluster, hint.target)?.to_string(),
+        hash: hint.hash.map(|hash| format!("{hash:?}")),
+        bytes: hint.bytes,
+        version_vector: dots_json(&hint.vv),
+        siblings: siblings_json(&hint.siblings, clock_ms),
+    })
 }
 
 #[cfg(test)]

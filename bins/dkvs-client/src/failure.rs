@@ -56,6 +56,7 @@ impl From<dkvs::Error> for Failure {
             error @ (dkvs::Error::Connect { .. }
             | dkvs::Error::WrongRing { .. }
             | dkvs::Error::Refused { .. }
+            | dkvs::Error::TooManySiblings { .. }
             | dkvs::Error::Unknown(_)
             | dkvs::Error::Unavailable(_)) => Self::Client(error),
         }
@@ -75,6 +76,7 @@ impl Failure {
             Self::Client(dkvs::Error::Unknown(_)) => ("unknown", Exit::Unavailable),
             Self::Client(dkvs::Error::WrongRing { .. }) => ("wrong_ring", Exit::Other),
             Self::Client(dkvs::Error::Refused { .. }) => ("refused", Exit::Other),
+            Self::Client(dkvs::Error::TooManySiblings { .. }) => ("too_many_siblings", Exit::Other),
             Self::OutOfRange { .. } => ("out_of_range", Exit::Other),
             Self::TooLong { .. } => ("too_long", Exit::Other),
             Self::Spool(_) | Self::Stdout(_) | Self::Runtime(_) => ("io", Exit::Other),

@@ -299,6 +299,7 @@ struct UpJson {
     siblings_warned: u64,
     partitions_unread: u64,
     reaped: u64,
+    converges_ms: Option<u64>,
     peers: Vec<PeerJson>,
 }
 
@@ -335,10 +336,11 @@ async fn status(client: &Client, out: &mut Output<impl Write>) -> Result<(), Fai
     let rows: Vec<_> = servers(client).map(|(_, name)| name).zip(statuses).collect();
     match out.format() {
         Format::Text | Format::Raw => {
-            let header =
-                ["SERVER", "STATE", "VERSION", "UPTIME", "KEYS", "BYTES"].map(str::to_owned).to_vec();
+            let header = ["SERVER", "STATE", "VERSION", "UPTIME", "AGREED", "KEYS", "BYTES"]
+                .map(str::to_owned)
+                .to_vec();
             let table: Vec<_> = std::iter::once(header).chain(rows.iter().map(status_row)).collect();
-            write_table(&table, &[4, 5], out)?;
+            write_table(&table, &[5, 6], out)?;
             out.finish()?;
             rows.iter().for_each(|(name, status)| remark_on(client, name, status));
         }
@@ -381,13 +383,24 @@ fn status_row((name, status): &(&ServerName, Result<Status, dkvs::Error>)) -> Ve
             } else {
                 "up"
             };
-            vec![server, state.into(), status.version.clone(), uptime(status.uptime), keys, bytes]
+            let (version, uptime) = (status.version.clone(), uptime(status.uptime));
+            vec![server, state.into(), version, uptime, agreed(status), keys, bytes]
         }
         Err(_) => {
-            let row = [&server, "down", "-", "-", "-", "-"];
+            let row = [&server, "down", "-", "-", "-", "-", "-"];
             row.map(str::to_owned).to_vec()
         }
     }
+}
+
+/// When it was found equal last to that of the others for which that is longest ago.
+fn agreed(status: &Status) -> String {
+    if status.converges.is_none() || status.peers.is_empty() {
+        return "-".into();
+    }
+    let all: Option<Vec<Duration>> = status.peers.iter().map(|peer| peer.agreed).collect();
+    let longest = all.and_then(|all| all.into_iter().max());
+    longest.map_or_else(|| "not yet".into(), |longest| format!("{} ago", uptime(longest)))
 }
 
 /// What the table has no column for.
@@ -417,7 +430,7 @@ fn remark_on(client: &Client, name: &ServerName, status: &Result<Status, dkvs::E
                     "{name} has to read {count} partition(s) before it can compare them with others"
                 ));
             }
-            status.peers.iter().for_each(|peer| remark_on_peer(client, name, peer));
+            status.peers.iter().for_each(|peer| remark_on_peer(client, name, status, peer));
         }
         Err(error) => note(&error.to_string()),
     }
@@ -448,6 +461,7 @@ fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::
             siblings_warned: status.siblings_warned,
             partitions_unread: status.partitions_unread,
             reaped: status.reaped,
+            converges_ms: status.converges.map(ms),
             peers: status.peers.into_iter().filter_map(|peer| peer_json(client, peer)).collect(),
         })),
         Err(error) => ServerJson::Down(DownJson::new(name, error.to_string())),
@@ -455,7 +469,7 @@ fn server_json(client: &Client, name: &ServerName, status: Result<Status, dkvs::
 }
 
 /// What one server sees amiss with another.
-fn remark_on_peer(client: &Client, name: &ServerName, peer: &Peer) {
+fn remark_on_peer(client: &Client, name: &ServerName, status: &Status, peer: &Peer) {
     let Some(other) = client.ring().servers().get(peer.server).map(|entry| &entry.name) else { return };
     if peer.liveness != Liveness::Up {
         let (liveness, since) = (in_words(peer.liveness), uptime(peer.since));
@@ -474,6 +488,16 @@ fn remark_on_peer(client: &Client, name: &ServerName, peer: &Peer) {
         let (count, moved) = (peer.differing_partitions, peer.records_moved);
         note(&format!(
             "{name} is making equal {count} partition(s) that it and {other} hold; {moved} record(s) moved so far"
+        ));
+    }
+    if let Some(within) = status.converges
+        && peer.liveness == Liveness::Up
+        && let disagree = peer.agreed.unwrap_or(status.uptime).min(peer.since)
+        && disagree > within
+    {
+        let (disagree, within) = (uptime(disagree), uptime(within));
+        note(&format!(
+            "{name} and {other} have not been found equal for {disagree}: it takes at most {within} when both have time"
         ));
     }
 }

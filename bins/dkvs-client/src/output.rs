@@ -162,7 +162,7 @@ impl<W: Write> Output<W> {
         let shown = match self.format {
             Format::Json => {
                 let seen = got.map(SeenJson::of);
-                self.json(&FailJson { ok: false, error: &error, kind, seen })
+                self.json(&FailJson { ok: false, error: &error, kind, seen, held: HeldJson::of(failure) })
             }
             Format::Text => self.bytes(b"FAIL\n"),
             Format::Raw => Ok(()),
@@ -170,6 +170,11 @@ impl<W: Write> Output<W> {
         let shown = shown.and_then(|()| self.finish());
         if self.format != Format::Json || shown.is_err() {
             note(&error);
+            if self.verbose
+                && let Some(held) = HeldJson::of(failure)
+            {
+                note(&format!("context: {}", held.context));
+            }
         }
     }
 
@@ -324,6 +329,26 @@ struct FailJson<'a> {
     kind: &'a str,
     #[serde(flatten)]
     seen: Option<SeenJson>,
+    #[serde(flatten)]
+    held: Option<HeldJson>,
+}
+
+/// What a server holds that refused a put as there are too many siblings.
+#[derive(Serialize)]
+struct HeldJson {
+    siblings: u32,
+    siblings_max: u32,
+    context: String,
+}
+
+impl HeldJson {
+    fn of(failure: &Failure) -> Option<Self> {
+        let Failure::Client(dkvs::Error::TooManySiblings { siblings, siblings_max, context, .. }) = failure
+        else {
+            return None;
+        };
+        Some(Self { siblings: *siblings, siblings_max: *siblings_max, context: context.to_string() })
+    }
 }
 
 #[derive(Serialize)]

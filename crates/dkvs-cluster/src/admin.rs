@@ -20,6 +20,8 @@ use dkvs_storage::{ScanLimit, Store, StoreError};
 use crate::coordinator::Coordinator;
 use crate::replica::{Entry, ReplicaError};
 use crate::server::Running;
+use crate::tree;
+use crate::writer::Totals;
 
 /// Most entries of a page, and most bytes whatever was asked.
 const PAGE_ENTRIES_MAX: usize = 4_096;
@@ -59,7 +61,7 @@ impl<S: Socket, T: Store> Running<S, T> {
         StatusReport {
             version: env!("CARGO_PKG_VERSION").into(),
             ring: self.coordinator.ring.id(),
-            uptime_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: ms(self.start.elapsed()),
             keys: totals.keys,
             tombstones: totals.tombstones,
             bytes: totals.bytes,
@@ -75,15 +77,24 @@ impl<S: Socket, T: Store> Running<S, T> {
             siblings_warned: replica.siblings_warned(),
             partitions_unread: replica.tree().unknown_len() as u64,
             reaped: replica.watches().reaped(),
+            converges_ms: self.converges_in(&totals).map(ms),
             peers: self.coordinator.peers().into_iter().map(|peer| self.peer_report(peer)).collect(),
         }
+    }
+
+    /// How long it takes at most until this server and all others hold the same, once faults have ended: if this one was empty, or all
+    /// others were.
+    fn converges_in(&self, totals: &Totals) -> Option<Duration> {
+        let noticed = self.coordinator.detector.ping_interval() * 2;
+        let entries = totals.keys + totals.tombstones;
+        let compared = self.coordinator.anti_entropy.takes_at_most(entries, totals.bytes)?;
+        Some(compared.saturating_add(noticed + tree::read_takes(entries)))
     }
 
     fn peer_report(&self, server: ServerIndex) -> PeerReport {
         let view = self.coordinator.detector.view(server);
         let pair = self.coordinator.anti_entropy.pair(server);
         let progress = pair.progress();
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let kept = self.coordinator.replica.hints_kept().tally(self.coordinator.target(server));
         PeerReport {
             server,
@@ -93,7 +104,7 @@ impl<S: Socket, T: Store> Running<S, T> {
             hints: kept.hints,
             hint_bytes: kept.bytes,
             dirty_partitions: kept.dirty,
-            agreed_ms: progress.agreed.map(|at| ms(at.elapsed())),
+            agreed_ms: pair.agreed_ago().map(ms),
             differing_partitions: progress.differing as u64,
             records_moved: pair.moved(),
         }
@@ -119,7 +130,7 @@ impl<S: Socket, T: Store> Running<S, T> {
         let mut hints = Vec::new();
         for target in self.coordinator.peers() {
             if let Some((hint, bytes)) = replica.hint_held(self.coordinator.target(target), key)? {
-                hints.push(HintReport { target, hash: hint.record.ok().map(|record| record.hash()), bytes });
+                hints.push(hint_report(target, hint.record.ok().as_ref(), bytes));
             }
         }
         let is_stored = !record.vv().is_empty();
@@ -135,6 +146,16 @@ impl<S: Socket, T: Store> Running<S, T> {
     }
 }
 
+fn hint_report(target: ServerIndex, record: Option<&Record>, bytes: u64) -> HintReport {
+    HintReport {
+        target,
+        hash: record.map(Record::hash),
+        bytes,
+        vv: record.into_iter().flat_map(|record| record.vv().iter()).collect(),
+        siblings: record.into_iter().flat_map(Record::siblings).map(sibling_report).collect(),
+    }
+}
+
 fn sibling_report(sibling: &Sibling) -> SiblingReport {
     let Sibling { dot, write } = sibling;
     let state = match write.body {
@@ -144,6 +165,10 @@ fn sibling_report(sibling: &Sibling) -> SiblingReport {
     };
     let len = write.body.len() as u64;
     SiblingReport { dot: *dot, op: write.op, hlc: write.hlc, expires: write.expires, state, len }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a get would show of a key at this time; `None` when it is deleted or has expired.

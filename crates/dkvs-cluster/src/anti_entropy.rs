@@ -117,6 +117,11 @@ impl Pair {
         *self.lock()
     }
 
+    /// How long ago the two were found equal last. Those that own nothing together always are.
+    pub(crate) fn agreed_ago(&self) -> Option<Duration> {
+        if self.shared.is_empty() { Some(Duration::ZERO) } else { Some(self.lock().agreed?.elapsed()) }
+    }
+
     pub(crate) fn moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
     }
@@ -187,6 +192,14 @@ impl AntiEntropy {
         &self.pairs[server.as_usize()]
     }
 
+    /// How long it takes at most until what differs is equal, if it is all that this server holds, as many entries and bytes, and as long
+    /// as the pace leaves it; `None` when nothing is compared.
+    pub(crate) fn takes_at_most(&self, entries: u64, bytes: u64) -> Option<Duration> {
+        let waits = ROOM_PAUSE * VISIT_TRIES + CONFIRM_PAUSE;
+        let moves = self.pace.takes(bytes.saturating_add(entries.saturating_mul(RECORD_LEN as u64)));
+        (!self.interval.is_zero()).then(|| (self.interval + waits).saturating_add(moves))
+    }
+
     /// There is a cause to compare with this server soon.
     pub(crate) fn wake(&self, server: ServerIndex) {
         self.pair(server).news.notify_one();
@@ -227,12 +240,20 @@ impl Pace {
         Self { bytes_per_s_max, free_at: Mutex::new(Instant::now()) }
     }
 
+    /// How long so many bytes take.
+    fn takes(&self, bytes: u64) -> Duration {
+        match self.bytes_per_s_max {
+            0 => Duration::ZERO,
+            rate => Duration::try_from_secs_f64(bytes as f64 / rate as f64).unwrap_or(Duration::MAX),
+        }
+    }
+
     /// Waits until what was moved before has had its time, and accounts for so many bytes more.
     async fn spend(&self, bytes: usize) {
         if self.bytes_per_s_max == 0 {
             return;
         }
-        let takes = Duration::from_secs(1).mul_f64(bytes as f64 / self.bytes_per_s_max as f64);
+        let takes = self.takes(bytes as u64);
         let free_at = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
             let begins = (*free_at).max(Instant::now());
@@ -349,13 +370,16 @@ impl From<StoreError> for Halt {
 pub(crate) async fn run<S: Socket, T: Store>(coordinator: Arc<Coordinator<S, T>>, server: ServerIndex) {
     let repair = &coordinator.anti_entropy;
     let pair = repair.pair(server);
-    if repair.interval.is_zero() || pair.shared.is_empty() {
+    if repair.interval.is_zero() {
         return;
     }
-    let is_first = coordinator.me < server;
+    // Two that share nothing have nothing to compare. But one may have coordinated sloppy puts of keys of the other, and marks of
+    // these are to be cleared.
+    let compares = !pair.shared.is_empty();
+    let is_first = compares && coordinator.me < server;
     let target = coordinator.target(server);
     let mut unwanted = Unwanted::default();
-    let mut has_cause = true;
+    let mut has_cause = compares;
     loop {
         has_cause |= coordinator.replica.hints_kept().tally(target).dirty > 0;
         let mut pause = repair.interval;

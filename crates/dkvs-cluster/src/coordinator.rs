@@ -624,9 +624,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let to = self.addresses[owner.as_usize()];
         let began = Instant::now();
         let answer = self.endpoint.call(to, &Request::Replica(request), Patience::until(deadline)).await;
-        if self.detector.learn(owner, began, answer.as_ref().err()) {
-            self.anti_entropy.wake(owner);
-        }
+        self.learn(owner, began, answer.as_ref().err());
         match answer {
             Ok(Answer::Replica(answer)) => Ok(answer),
             Ok(Answer::Client(_) | Answer::Admin(_)) => {
@@ -637,6 +635,13 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 tracing::debug!(%to, %error, "an owner did not answer");
                 Err(OwnerAnswer::TimedOut)
             }
+        }
+    }
+
+    /// Tells the failure detector what came of a request that began then.
+    fn learn(&self, owner: ServerIndex, began: Instant, failure: Option<&CallError>) {
+        if self.detector.learn(owner, began, failure) {
+            self.anti_entropy.wake(owner);
         }
     }
 
@@ -666,7 +671,12 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             let request = Request::Client(ClientRequest::Put(put.clone()));
             let within = Some(validity.clone());
             let patience = Patience { deadline, silence: Some(silence), within, passed_on: false };
-            may_begin_later = match self.endpoint.ask(to, &request, patience).await {
+            let began = Instant::now();
+            let answer = self.endpoint.ask(to, &request, patience).await;
+            if answer.is_ok() {
+                self.learn(owner, began, None);
+            }
+            may_begin_later = match answer {
                 // It speaks for itself alone, and for the process that it is now.
                 Ok(Answered {
                     answer: Answer::Client(ClientAnswer::Failed(Failure::Refused(reason))),

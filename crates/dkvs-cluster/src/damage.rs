@@ -36,6 +36,34 @@ pub(crate) fn is_damage(error: &StoreError) -> bool {
     }
 }
 
+/// A page of entries, and what is wrong with the place behind the last of them if the page ends there as it cannot be read.
+pub(crate) type Readable = (Vec<(Bytes, Bytes)>, Option<StoreError>);
+
+/// What the engine can read of a page of records. It reads blocks of many entries: one flipped bit hides all of them, and a page with such a
+/// block in it is refused as a whole.
+pub(crate) fn scan_readable(
+    store: &impl Store,
+    after: Option<&[u8]>,
+    limit: ScanLimit,
+) -> Result<Readable, StoreError> {
+    match store.scan(Keyspace::Records, after, limit) {
+        Err(error) if is_damage(&error) => {}
+        page => return page.map(|page| (page, None)),
+    }
+    let one = ScanLimit { entries_max: 1, ..limit };
+    let mut entries: Vec<(Bytes, Bytes)> = Vec::new();
+    while entries.len() < limit.entries_max {
+        let after = entries.last().map(|(store_key, _)| &store_key[..]).or(after);
+        match store.scan(Keyspace::Records, after, one) {
+            Ok(page) if page.is_empty() => break,
+            Ok(page) => entries.extend(page),
+            Err(error) if is_damage(&error) => return Ok((entries, Some(error))),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((entries, None))
+}
+
 /// How much was found damaged.
 #[derive(Debug, Default)]
 pub(crate) struct Damage {

@@ -1,6 +1,7 @@
 //! Who answers, as far as this server can tell (DeCandia et al. 2007, §4.8.3).
 //!
-//! Every answer to any request counts, and every request that waited long enough in vain. A server that has not been heard
+//! Every answer to any request counts, and every request that waited long enough in vain. Only a put that was passed on to its
+//! owner says nothing when it fails: that may be the fault of those for whom the owner waits. A server that has not been heard
 //! from lately is sent a ping, so that one that is idle is not taken for one that is gone, and one that is back is noticed.
 //!
 //! ```text
@@ -147,6 +148,10 @@ impl FailureDetector {
 
     /// Learns from how a call that began at `began` has ended. What was given up for this server's own reasons, or
     /// sooner than an answer can be asked for, says nothing. Returns whether the server is back.
+    pub(crate) fn ping_interval(&self) -> Duration {
+        self.ping_interval
+    }
+
     pub(crate) fn learn(&self, server: ServerIndex, began: Instant, failure: Option<&CallError>) -> bool {
         let now = Instant::now();
         let mut views = self.views();

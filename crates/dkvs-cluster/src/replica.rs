@@ -24,7 +24,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::damage::{Damage, is_damage};
+use crate::damage::{Damage, is_damage, scan_readable};
 use crate::hints::{self, DirtyMark, Hint, HintChange, HintWriter, HintsKept, Target};
 use crate::identity::Identity;
 use crate::reaping::Watches;
@@ -118,6 +118,16 @@ pub(crate) type Entry = (Bytes, Record);
 
 /// Entries of a partition with their hashes, and where the page ended.
 pub(crate) type HashPage = (Vec<(Bytes, EntryHash)>, Option<Bytes>);
+
+/// A page that was looked at for damage.
+pub(crate) struct Scrubbed {
+    /// The last entry; `None` when none could be read.
+    pub(crate) last: Option<Bytes>,
+    /// Bytes that were read.
+    pub(crate) bytes: usize,
+    /// Why what follows cannot be read.
+    pub(crate) damage: Option<StoreError>,
+}
 
 /// The gauge of the bytes of long changes.
 #[derive(Debug)]
@@ -282,7 +292,7 @@ impl<T: Store> Replica<T> {
     }
 
     /// Some of the entries of a partition after a key of it, with their hashes, and the last key that was read; `None` when
-    /// there are no more. Damaged ones are left out.
+    /// there are no more. Damaged ones are left out, and all that follow what the engine cannot read.
     pub(crate) fn entry_hashes(
         &self,
         partition: Partition,
@@ -291,9 +301,10 @@ impl<T: Store> Replica<T> {
     ) -> Result<HashPage, StoreError> {
         let number = partition.number().to_be_bytes();
         let after = [&number[..], after].concat();
-        let page = self.store.scan(Keyspace::Records, Some(&after), limit)?;
+        let (page, damage) = scan_readable(&*self.store, Some(&after), limit)?;
         let is_ours = |store_key: &Bytes| store_key.starts_with(&number);
-        let end = page.last().filter(|(last, _)| is_ours(last)).and_then(|(last, _)| key_of(last));
+        let last = page.last().filter(|(last, _)| is_ours(last) && damage.is_none());
+        let end = last.and_then(|(last, _)| key_of(last));
         let ours = page.into_iter().filter(|(store_key, _)| is_ours(store_key));
         let hashes = ours.filter_map(|(store_key, bytes)| match Stored::decode(&bytes) {
             Ok(stored) if stored.is_incomplete || stored == Stored::default() => None,
@@ -347,14 +358,14 @@ impl<T: Store> Replica<T> {
     }
 
     /// Looks at a page of entries after one of them, puts aside what is damaged, and drops the bytes of what expired before
-    /// `long_ago`. Returns the last entry's key and how many bytes were read; `None` at the end.
+    /// `long_ago`.
     pub(crate) fn scrub(
         &self,
         after: Option<&[u8]>,
         limit: ScanLimit,
         long_ago: WallMs,
-    ) -> Result<Option<(Bytes, usize)>, StoreError> {
-        let page = self.store.scan(Keyspace::Records, after, limit)?;
+    ) -> Result<Scrubbed, StoreError> {
+        let (page, damage) = scan_readable(&*self.store, after, limit)?;
         let bytes = page.iter().map(|(store_key, bytes)| store_key.len() + bytes.len()).sum();
         for (store_key, bytes) in &page {
             match Stored::decode(bytes) {
@@ -368,7 +379,7 @@ impl<T: Store> Replica<T> {
                 Err(_) => self.report(store_key.clone()),
             }
         }
-        Ok(page.last().map(|(store_key, _)| (store_key.clone(), bytes)))
+        Ok(Scrubbed { last: page.last().map(|(store_key, _)| store_key.clone()), bytes, damage })
     }
 
     /// Makes an event: a put or delete that this server coordinates. Without a `context` it replaces what this server
@@ -824,8 +835,9 @@ mod tests {
         assert_eq!(replica.fetch(&KEY).unwrap(), full);
     }
 
-    /// A store that remembers how durable its commits were to be.
-    struct Watched(MemoryStore, std::sync::Mutex<Vec<Durability>>);
+    /// A store that remembers how durable its commits were to be, and may say that it has failed since.
+    #[derive(Default)]
+    struct Watched(MemoryStore, std::sync::Mutex<Vec<Durability>>, std::sync::OnceLock<Arc<str>>);
 
     impl Store for Watched {
         fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
@@ -847,7 +859,7 @@ mod tests {
         }
 
         fn health(&self) -> Health {
-            self.0.health()
+            Health { poisoned: self.2.get().cloned(), ..self.0.health() }
         }
 
         async fn close(&self) -> Result<(), StoreError> {
@@ -866,7 +878,7 @@ mod tests {
             (Interval, Asked::Fsync, Fsync),
             (Fsync, Asked::Memory, Fsync),
         ] {
-            let store = Arc::new(Watched(MemoryStore::new(), std::sync::Mutex::default()));
+            let store = Arc::new(Watched::default());
             let replica = replica_on(store.clone(), server).await;
             replica
                 .event(KEY, None, ClientWrite::lasting(op(1), value("v")), Validity::unlimited(), WEAK)
@@ -893,9 +905,24 @@ mod tests {
         }
     }
 
+    /// What is there may have been lost to a flush that failed.
+    #[tokio::test]
+    async fn what_is_there_already_is_not_acknowledged_by_a_store_that_has_failed() {
+        let store = Arc::new(Watched::default());
+        let replica = replica_on(store.clone(), Durability::Interval).await;
+        let record = made_elsewhere(op(1), value("v"));
+        let merged = async || replica.merge(KEY, record.clone(), Terms::UPKEEP, Validity::unlimited()).await;
+        merged().await.unwrap();
+        merged().await.unwrap();
+        store.2.set("no flush".into()).unwrap();
+        let poisoned = |error| matches!(error, ReplicaError::Storage(StoreError::Poisoned { .. }));
+        assert!(merged().await.is_err_and(poisoned));
+        assert_eq!(replica.fetch(&KEY).unwrap(), record, "reads go on");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn who_confirms_that_it_holds_a_tombstone_has_it_on_disk() {
-        let store = Arc::new(Watched(MemoryStore::new(), std::sync::Mutex::default()));
+        let store = Arc::new(Watched::default());
         let replica = replica_on(store.clone(), Durability::Memory).await;
         let held = made_elsewhere(op(1), Body::Tombstone);
         replica.merge(KEY, held.clone(), Terms::UPKEEP, Validity::unlimited()).await.unwrap();

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use dkvs_core::record::Record;
 use dkvs_core::version::VersionVector;
+use dkvs_proto::context;
 use dkvs_proto::message::Refusal;
+use dkvs_proto::message::client::Token;
 use tokio::time::Instant;
 
 /// Warnings are logged once in this time; all of them are counted.
@@ -33,8 +35,8 @@ impl Default for SiblingLimits {
 }
 
 impl SiblingLimits {
-    /// Refuses a put whose context would leave a record with too many siblings, unless it leaves fewer than there are.
-    pub(crate) fn admit(self, record: &Record, context: &VersionVector) -> Result<(), Refusal> {
+    /// Refuses a put whose context would leave a key's record with too many siblings, unless it leaves fewer than there are.
+    pub(crate) fn admit(self, key: &[u8], record: &Record, context: &VersionVector) -> Result<(), Refusal> {
         let siblings = record.siblings();
         // An event replaces what was given at a start, whatever its context.
         let stays = siblings.iter().filter(|s| !s.dot.actor.is_initial() && !context.covers(s.dot)).count();
@@ -42,7 +44,11 @@ impl SiblingLimits {
             return Ok(());
         }
         let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        Err(Refusal::TooManySiblings { siblings: count(siblings.len()), siblings_max: count(self.max) })
+        Err(Refusal::TooManySiblings {
+            siblings: count(siblings.len()),
+            siblings_max: count(self.max),
+            context: Token(context::encode(key, record.vv())),
+        })
     }
 }
 
@@ -109,7 +115,10 @@ mod tests {
 
     #[test]
     fn a_put_that_leaves_too_many_is_refused_unless_it_leaves_fewer_than_there_are() {
-        let refused = |siblings| Err(Refusal::TooManySiblings { siblings, siblings_max: 3 });
+        let refused = |siblings: u32| {
+            let context = Token(context::encode(b"k", &context(siblings.into())));
+            Err(Refusal::TooManySiblings { siblings, siblings_max: 3, context })
+        };
         for (siblings, covered, expected) in [
             (2, 0, Ok(())),
             (3, 0, refused(3)),
@@ -119,7 +128,11 @@ mod tests {
             (9, 2, Ok(())),
             (9, 9, Ok(())),
         ] {
-            assert_eq!(LIMITS.admit(&record(siblings), &context(covered)), expected, "{siblings}, {covered}");
+            assert_eq!(
+                LIMITS.admit(b"k", &record(siblings), &context(covered)),
+                expected,
+                "{siblings}, {covered}"
+            );
         }
     }
 

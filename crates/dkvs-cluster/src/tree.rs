@@ -12,8 +12,9 @@
 //!
 //! Invariant: a leaf is what the committed entries of its partition sum up to, or it is not known.
 //!
-//! What can never be equal to another server's copy has a hash of its own: a partition that cannot be read, and a record of
-//! which something was lost.
+//! What can never be equal to another server's copy has a hash of its own: a partition that cannot be read to its end, and a record of
+//! which something was lost. Such a partition is compared key by key in each round. So the other server sends what cannot be read here, which
+//! is how it is found damaged, and repaired.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use dkvs_storage::{Batch, Durability, Keyspace, ScanLimit, Start, Store, StoreEr
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::damage::is_damage;
+use crate::damage::{is_damage, scan_readable};
 use crate::replica::Replica;
 use crate::stored::{Stored, key_of};
 
@@ -64,6 +65,8 @@ pub(crate) struct Tree {
 struct State {
     leaves: Leaves,
     reading: Option<Reading>,
+    /// Whether it was said that what is read just now cannot be.
+    is_told: bool,
 }
 
 /// A partition that is being read.
@@ -83,25 +86,26 @@ impl Reading {
 }
 
 impl Tree {
-    /// What the last run has left, if it ended in order. That is then removed from the store: it is true only now. `odd` is to be
-    /// random.
+    /// What the last run has left, if it ended in order. Whatever is kept in the store is then removed: it is true only now, and
+    /// after this run it would be taken for what this run has left. `odd` is to be random.
     pub(crate) async fn open(store: &impl Store, start: Start, odd: EntryHash) -> Result<Self, StoreError> {
-        let leaves = match start {
-            Start::New => Leaves::empty(),
-            Start::Unclean => Leaves::unknown(),
-            Start::Clean => match store.get(Keyspace::Meta, KEY) {
-                Ok(Some(bytes)) => {
-                    let mut batch = Batch::new();
-                    batch.delete(Keyspace::Meta, Bytes::from_static(KEY));
-                    store.commit(batch, Durability::Memory).await?;
-                    decode(&bytes).unwrap_or_else(Leaves::unknown)
-                }
-                Ok(None) => Leaves::unknown(),
-                Err(error) if is_damage(&error) => Leaves::unknown(),
-                Err(error) => return Err(error),
-            },
+        let kept = match store.get(Keyspace::Meta, KEY) {
+            Err(error) if is_damage(&error) => Some(Bytes::new()),
+            kept => kept?,
         };
-        let state = Mutex::new(State { leaves, reading: None });
+        let mut leaves = match start {
+            Start::New => Leaves::empty(),
+            Start::Unclean | Start::Clean => Leaves::unknown(),
+        };
+        if let Some(kept) = kept {
+            let mut batch = Batch::new();
+            batch.delete(Keyspace::Meta, Bytes::from_static(KEY));
+            store.commit(batch, Durability::Memory).await?;
+            if start == Start::Clean {
+                leaves = decode(&kept).unwrap_or(leaves);
+            }
+        }
+        let state = Mutex::new(State { leaves, reading: None, is_told: false });
         Ok(Self { state, odd, unknown: Notify::new() })
     }
 
@@ -132,7 +136,7 @@ impl Tree {
     /// A commit has changed these entries. With `is_done` false nobody knows whether it has.
     pub(crate) fn committed(&self, changes: &[LeafChange], is_done: bool) {
         let mut state = self.state();
-        let State { leaves, reading } = &mut *state;
+        let State { leaves, reading, .. } = &mut *state;
         for LeafChange { store_key, change } in changes {
             let Some(partition) = partition_of(store_key) else { continue };
             let in_reading = reading.as_mut().filter(|reading| reading.partition == partition);
@@ -158,7 +162,7 @@ impl Tree {
     /// read; each then stands for nothing until it is put aside.
     pub(crate) fn read_page(&self, store: &impl Store) -> Result<Vec<Bytes>, StoreError> {
         let mut state = self.state();
-        let State { leaves, reading } = &mut *state;
+        let State { leaves, reading, is_told } = &mut *state;
         let begun = match reading.take() {
             Some(begun) => begun,
             None => match leaves.next_unknown(Partition::new(0)) {
@@ -166,14 +170,8 @@ impl Tree {
                 None => return Ok(Vec::new()),
             },
         };
-        let page = match store.scan(Keyspace::Records, Some(&begun.after), PAGE) {
+        let (page, damage) = match scan_readable(store, Some(&begun.after), PAGE) {
             Ok(page) => page,
-            Err(error) if is_damage(&error) => {
-                let partition = begun.partition.number();
-                tracing::error!(partition, %error, "a partition cannot be read: it is compared with nobody's");
-                leaves.set(begun.partition, Some(self.odd));
-                return Ok(Vec::new());
-            }
             Err(error) => {
                 *reading = Some(begun);
                 return Err(error);
@@ -193,8 +191,32 @@ impl Tree {
             };
             now = Some(Reading { after: store_key.clone(), sum: reading.sum ^ hash, ..reading });
         }
-        *reading = if page.is_empty() { reach(leaves, now, None) } else { now };
+        *reading = match (damage, now) {
+            // Where it cannot be read, nobody can tell which partition that is.
+            (Some(error), Some(reading)) => {
+                let partition = reading.partition.number();
+                if !std::mem::replace(is_told, true) {
+                    tracing::error!(partition, %error, "a partition cannot be read, and perhaps some that follow");
+                }
+                leaves.set(reading.partition, Some(self.odd));
+                None
+            }
+            (_, now) => {
+                *is_told = false;
+                if page.is_empty() { reach(leaves, now, None) } else { now }
+            }
+        };
         Ok(unreadable)
+    }
+
+    /// Something of the partition cannot be read, if there is anything: it is read again, to see which others have the same.
+    pub(crate) fn doubt(&self, partition: Partition) {
+        let mut state = self.state();
+        let is_read = state.reading.as_ref().is_some_and(|reading| reading.partition == partition);
+        if !is_read && state.leaves.get(partition).is_some_and(|sum| sum != EntryHash::ZERO) {
+            state.leaves.set(partition, None);
+            self.unknown.notify_one();
+        }
     }
 
     /// What a clean stop keeps.
@@ -256,6 +278,12 @@ fn decode(bytes: &Bytes) -> Option<Leaves> {
         leaves.set(Partition::new(u16::from_be_bytes(*partition)), Some(sum));
     }
     Some(leaves)
+}
+
+/// How long it takes to read so many entries, when the writer has time.
+pub(crate) fn read_takes(entries: u64) -> Duration {
+    let pages = entries.div_ceil(PAGE.entries_max as u64);
+    PAGE_PAUSE.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX))
 }
 
 /// Reads what is not known, whenever there is something, until aborted.
@@ -347,6 +375,76 @@ mod tests {
         assert_eq!(leaves(&tree), Some(truth(&store, &tree)), "in one page");
     }
 
+    /// A store with a block that cannot be read, from one place of a key to another.
+    struct Rotten(MemoryStore, std::ops::Range<Bytes>);
+
+    impl Store for Rotten {
+        fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            self.0.get(keyspace, key)
+        }
+
+        fn scan(
+            &self,
+            keyspace: Keyspace,
+            after: Option<&[u8]>,
+            limit: ScanLimit,
+        ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+            let page = self.0.scan(keyspace, after, limit)?;
+            match page.iter().any(|(store_key, _)| self.1.contains(store_key)) {
+                false => Ok(page),
+                true => Err(StoreError::Corrupt {
+                    what: "reading",
+                    path: "a table".into(),
+                    detail: "a wrong checksum".into(),
+                }),
+            }
+        }
+
+        async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+            self.0.commit(batch, durability).await
+        }
+
+        fn health(&self) -> dkvs_storage::Health {
+            self.0.health()
+        }
+
+        async fn close(&self) -> Result<(), StoreError> {
+            self.0.close().await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_costs_the_partitions_around_it_and_no_others() {
+        let store = MemoryStore::new();
+        for key in keys() {
+            put(&store, &key, &stored(&key, "v")).await;
+        }
+        let tree = Tree::open(&store, Start::Unclean, ODD).await.unwrap();
+        let truth = truth(&store, &tree);
+        let held: Vec<Partition> = truth.iter().map(|(partition, _)| *partition).collect();
+        let start = |partition: Partition| Bytes::copy_from_slice(&partition.number().to_be_bytes());
+        let store = Rotten(store, start(held[100])..start(held[120]));
+        let mut pages = 0;
+        while !tree.is_known() {
+            assert!(tree.read_page(&store).unwrap().is_empty());
+            pages += 1;
+        }
+        let read = leaves(&tree).unwrap();
+        let wrong: Vec<Partition> =
+            read.into_iter().filter(|leaf| !truth.contains(leaf)).map(|(at, _)| at).collect();
+        // Nobody can tell that the last one before it is whole.
+        assert_eq!((wrong.first(), wrong.last()), (Some(&held[99]), Some(&held[119])));
+        assert!(pages < wrong.len() + 20, "{pages}");
+
+        // What is doubted is read again, but not what is empty.
+        tree.doubt(held[7]);
+        assert!(!tree.is_known());
+        tree.read_page(&store).unwrap();
+        assert_eq!(tree.state().leaves.get(held[7]), Some(truth[7].1));
+        tree.doubt(Partition::new(held[7].number() + 1));
+        assert_eq!(tree.is_known(), held[8].number() != held[7].number() + 1);
+    }
+
     #[tokio::test]
     async fn leaves_outlive_a_clean_stop_once_and_nothing_else() {
         let store = MemoryStore::new();
@@ -360,12 +458,23 @@ mod tests {
         store.commit(batch, Durability::Memory).await.unwrap();
         let kept = store.get(Keyspace::Meta, KEY).unwrap().unwrap();
 
-        let unclean = Tree::open(&store, Start::Unclean, ODD).await.unwrap();
-        assert_eq!(leaves(&unclean), None);
         let clean = Tree::open(&store, Start::Clean, ODD).await.unwrap();
         assert_eq!(leaves(&clean), Some(truth(&store, &tree)));
         let again = Tree::open(&store, Start::Clean, ODD).await.unwrap();
         assert_eq!(leaves(&again), None, "they were true for one start only");
+
+        // A run that does not come to know its leaves keeps none, and must not seem to have kept these.
+        let mut batch = Batch::new();
+        clean.stage(&mut batch);
+        store.commit(batch, Durability::Memory).await.unwrap();
+        let unclean = Tree::open(&store, Start::Unclean, ODD).await.unwrap();
+        assert_eq!(leaves(&unclean), None);
+        let mut batch = Batch::new();
+        unclean.stage(&mut batch);
+        assert!(batch.is_empty(), "nothing is known yet");
+        let after_it = Tree::open(&store, Start::Clean, ODD).await.unwrap();
+        assert_eq!(leaves(&after_it), None, "of the run before it");
+
         for len in 0..kept.len() {
             assert!(decode(&kept.slice(..len)).is_none(), "{len} bytes");
         }

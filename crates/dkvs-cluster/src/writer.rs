@@ -512,7 +512,9 @@ impl<T: Store> Writer<T> {
         self.watches.changed(self.hints.committing());
         // What asks for more than the server's own level may ask it of what was committed before.
         if batch.is_empty() && durability <= self.config.durability {
-            answer(waiting, &Ok(()));
+            // A store that failed may have lost what is seen here, as it was not on disk yet.
+            let poisoned = self.store.health().poisoned;
+            answer(waiting, &poisoned.map_or(Ok(()), |reason| Err(StoreError::Poisoned { reason })));
             return;
         }
         batch.put(Keyspace::Meta, Bytes::from_static(TOTALS_KEY), totals.encode());
@@ -607,11 +609,11 @@ impl<T: Store> Writer<T> {
                 let result =
                     in_time(&valid).and_then(|()| space.admit(cause)).and_then(|()| match hint_for {
                         Some(target) => self.in_hint(target, &key, durability, |writer, entry| {
-                            writer.event(entry, context, write)
+                            writer.event(&key, entry, context, write)
                         }),
                         None => self.entry(store_key(&key), staged).and_then(|entry| {
                             let before = entry.stored.record.siblings().len();
-                            let event = self.event(entry, context, write)?;
+                            let event = self.event(&key, entry, context, write)?;
                             self.look_at_siblings(&key, before, entry);
                             self.strengthen(entry, durability);
                             Ok(event)
@@ -825,6 +827,7 @@ impl<T: Store> Writer<T> {
 
     fn event(
         &mut self,
+        key: &[u8],
         entry: &mut Staged,
         context: Option<VersionVector>,
         ClientWrite { op, body, ttl_ms }: ClientWrite,
@@ -851,7 +854,7 @@ impl<T: Store> Writer<T> {
                 len_max: RECORD_LEN_MAX as u64,
             }));
         }
-        self.config.siblings.admit(record, &context).map_err(ReplicaError::Refused)?;
+        self.config.siblings.admit(key, record, &context).map_err(ReplicaError::Refused)?;
         // The time is chosen once, here if it was not elsewhere.
         let chosen = || ttl_ms.map(|ttl_ms| self.clock.now().saturating_add(ttl_ms));
         let expires = begun.map_or_else(chosen, |begun| begun.write.expires);

@@ -171,6 +171,8 @@ pub enum Refusal {
         siblings: u32,
         /// Most that a put may leave.
         siblings_max: u32,
+        /// With this context a put replaces all of them.
+        context: client::Token,
     },
 }
 

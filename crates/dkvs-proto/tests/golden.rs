@@ -114,8 +114,20 @@ fn key_report() -> KeyReport {
             sibling(DOT_B, Some(0x0000_019b_0000_0000), SiblingState::Dropped, 0),
         ],
         hints: vec![
-            HintReport { target: ServerIndex::new(1), hash: Some(hash()), bytes: 251 },
-            HintReport { target: ServerIndex::new(2), hash: None, bytes: 5 },
+            HintReport {
+                target: ServerIndex::new(1),
+                hash: Some(hash()),
+                bytes: 251,
+                vv: vec![DOT_A],
+                siblings: vec![sibling(DOT_A, None, SiblingState::Tombstone, 0)],
+            },
+            HintReport {
+                target: ServerIndex::new(2),
+                hash: None,
+                bytes: 5,
+                vv: Vec::new(),
+                siblings: Vec::new(),
+            },
         ],
     }
 }
@@ -194,9 +206,9 @@ fn messages() -> Vec<Golden> {
         // 2 Failed, 0 Refused, 9 Damaged.
         answer("client_answer/failed_refused_damaged", refused(Refusal::Damaged),
             "02 00 09"),
-        // 2 Failed, 0 Refused, 10 TooManySiblings: siblings, siblings_max.
-        answer("client_answer/failed_refused_too_many_siblings", refused(Refusal::TooManySiblings { siblings: 300, siblings_max: 100 }),
-            "02 00 0a fb2c01 64"),
+        // 2 Failed, 0 Refused, 10 TooManySiblings: siblings, siblings_max, context.
+        answer("client_answer/failed_refused_too_many_siblings", refused(Refusal::TooManySiblings { siblings: 300, siblings_max: 100, context: token() }),
+            "02 00 0a fb2c01 64 03aabbcc"),
         // 0 Merge: ring, key, record (a byte string in its own layout), durability (0 Memory), cause (0 Put).
         request("replica_request/merge", Request::Replica(ReplicaRequest::Merge { ring: ring(), key: text("key"), record: small_record(), durability: Durability::Memory, cause: Cause::Put }),
             "00 fd8877665544332211 036b6579 4f0100010001a1a2a3a4a5a6a7a8000000010000000000000002 \
@@ -284,11 +296,11 @@ fn messages() -> Vec<Golden> {
             "00 02 093132372e302e302e31fbd20401 033a3a31fbd304fc00000100 03 02 02 01"),
         // 1 Status: version, ring, uptime_ms, keys, tombstones, bytes, data_dir, clock_skew_ms, junk_datagrams, poisoned,
         // disk_free (Some), disk_free_min, damaged_found, damaged_waiting, scrubs, siblings_warned,
-        // partitions_unread, reaped, peers (1: server, liveness, since_ms, reason, hints, hint_bytes, dirty_partitions, agreed_ms (Some),
+        // partitions_unread, reaped, converges_ms (Some), peers (1: server, liveness, since_ms, reason, hints, hint_bytes, dirty_partitions, agreed_ms (Some),
         // differing_partitions, records_moved).
-        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, partitions_unread: 7, reaped: 252, peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6, agreed_ms: Some(251), differing_partitions: 8, records_moved: 9 }] })),
+        answer("admin_answer/status", Answer::Admin(AdminAnswer::Status(StatusReport { version: "0.1.0".into(), ring: ring(), uptime_ms: 1, keys: 250, tombstones: 251, bytes: 65_535, data_dir: String::new(), clock_skew_ms: 65_536, junk_datagrams: 1 << 32, poisoned: "bad".into(), disk_free: Some(251), disk_free_min: 250, damaged_found: 3, damaged_waiting: 2, scrubs: 1, siblings_warned: 4, partitions_unread: 7, reaped: 252, converges_ms: Some(60_000), peers: vec![PeerReport { server: ServerIndex::new(2), liveness: Liveness::Down, since_ms: 251, reason: "late".into(), hints: 5, hint_bytes: 65_536, dirty_partitions: 6, agreed_ms: Some(251), differing_partitions: 8, records_moved: 9 }] })),
             "01 05302e312e30 fd8877665544332211 01 fa fbfb00 fbffff 00 fc00000100 \
-             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 07 fbfc00 \
+             fd0000000001000000 03626164 01fbfb00 fa 03 02 01 04 07 fbfc00 01fb60ea \
              01 02 02 fbfb00 046c617465 05 fc00000100 06 01fbfb00 08 09"),
         // 2 Page: entries (1: key, value, siblings), next (Some).
         answer("admin_answer/page", Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![ScanEntry { key: text("key"), value: text("value"), siblings: 2 }], next: Some(token()) })),
@@ -297,12 +309,14 @@ fn messages() -> Vec<Golden> {
         answer("admin_answer/refused", Answer::Admin(AdminAnswer::Refused(Refusal::Overloaded)),
             "03 00"),
         // 4 Key: clock_ms, is_damaged, hash (16 bytes), bytes, vv (1 dot), siblings (2: dot, op, hlc, expires, state, len), hints (2:
-        // target, hash, bytes).
+        // target, hash, bytes, vv, siblings).
         answer("admin_answer/key", Answer::Admin(AdminAnswer::Key(key_report())),
             "04 fd00000000b9010000 00 000102030405060708090a0b0c0d0e0f fa 01 fda8a7a6a5a4a3a2a10102 \
              02 fda8a7a6a5a4a3a2a10102 fd0807060504030201 fc70110100 fbfb00 00 00 fbe803 \
              fdb8b7b6b5b4b3b2b10301 fd0807060504030201 fc70110100 fbfb00 01fd000000009b010000 02 00 \
-             02 01 01000102030405060708090a0b0c0d0e0f fbfb00 02 00 05"),
+             02 01 01000102030405060708090a0b0c0d0e0f fbfb00 01 fda8a7a6a5a4a3a2a10102 \
+             01 fda8a7a6a5a4a3a2a10102 fd0807060504030201 fc70110100 fbfb00 00 01 00 \
+             02 00 05 00 00"),
     ]
 }
 

@@ -22,6 +22,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
+use crate::context::Context;
 use crate::error::{Error, OwnerReport, QuorumKind, QuorumReport, in_words};
 use crate::request::{Get, Put, StandIn};
 
@@ -369,10 +370,13 @@ impl<S: Socket> Client<S> {
                     theirs: ring.to_string(),
                     ours: self.inner.ring.id().to_string(),
                 }),
-                Refusal::BadContext
-                | Refusal::TooLong { .. }
-                | Refusal::Invalid(_)
-                | Refusal::TooManySiblings { .. } => {
+                Refusal::TooManySiblings { siblings, siblings_max, context } => Err(Error::TooManySiblings {
+                    server: self.name(server),
+                    siblings,
+                    siblings_max,
+                    context: Context(context.0),
+                }),
+                Refusal::BadContext | Refusal::TooLong { .. } | Refusal::Invalid(_) => {
                     Err(Error::Refused { server: self.name(server), reason: in_words(&refusal) })
                 }
             },

@@ -10,6 +10,7 @@ use dkvs_core::servers::{NameError, ServerName, ServersError};
 use dkvs_net::config::ConfigError;
 use dkvs_proto::message::Refusal;
 
+use crate::context::Context;
 use crate::request::StandIn;
 
 /// Why an operation did not succeed.
@@ -44,6 +45,22 @@ pub enum Error {
         server: ServerName,
         /// Why.
         reason: String,
+    },
+    /// The key has so many siblings that a put may not leave one more. Nothing was written. Get it with all siblings, merge them, and put
+    /// the result with the context of that get; or put with the `context` here what is to replace them unseen.
+    #[error(
+        "{server} refused: the key has {siblings} siblings, and a put may leave at most {siblings_max}; get it with all siblings, \
+         merge them, and put the result with the context of that get"
+    )]
+    TooManySiblings {
+        /// Who refused.
+        server: ServerName,
+        /// How many the key has.
+        siblings: u32,
+        /// Most that a put may leave.
+        siblings_max: u32,
+        /// Covers all siblings that this server holds.
+        context: Context,
     },
     /// The write may take effect now, later or never. Write again, or read to find out.
     #[error("{0}: the outcome is unknown")]
@@ -191,10 +208,9 @@ pub(crate) fn in_words(refusal: &Refusal) -> String {
             format!("disk full: {path} has {free} bytes free, and {needed} must be free for this")
         }
         Refusal::Damaged => "its copy of the key is damaged, and being repaired from the other owners".into(),
-        Refusal::TooManySiblings { siblings, siblings_max } => format!(
-            "the key has {siblings} siblings, and a put may leave at most {siblings_max}; get it with all siblings, merge \
-             them, and put the result with the context of that get"
-        ),
+        Refusal::TooManySiblings { siblings, .. } => {
+            format!("the key has {siblings} siblings, too many for a put")
+        }
     }
 }
 

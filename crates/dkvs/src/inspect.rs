@@ -55,6 +55,9 @@ pub struct Status {
     pub partitions_unread: u64,
     /// Tombstones it has forgotten since it started, as nothing was left that they were needed against.
     pub reaped: u64,
+    /// How long it takes at most until it and the others hold the same, once faults have ended: by the configuration and what it
+    /// stores, while requests leave time for it. `None` when servers are not compared.
+    pub converges: Option<Duration>,
     /// The other servers, as it sees them.
     pub peers: Vec<Peer>,
 }
@@ -185,6 +188,7 @@ fn status(report: StatusReport) -> Status {
         siblings_warned: report.siblings_warned,
         partitions_unread: report.partitions_unread,
         reaped: report.reaped,
+        converges: report.converges_ms.map(Duration::from_millis),
         peers: report.peers.into_iter().map(peer).collect(),
     }
 }

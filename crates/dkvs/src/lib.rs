@@ -56,5 +56,6 @@ pub use dkvs_core::position::{Partition, Position};
 pub use dkvs_core::quorum::Quorum;
 pub use dkvs_core::ring::Ring;
 pub use dkvs_core::servers::{self, ServerIndex, ServerList, ServerName};
+pub use dkvs_core::version::Dot;
 pub use dkvs_net::{EndpointConfig, Level};
 pub use dkvs_proto::message::Durability;

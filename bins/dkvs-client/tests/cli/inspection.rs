@@ -1,6 +1,7 @@
 //! Looking at the ring and its servers.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use dkvs::Bytes;
 
@@ -116,10 +117,10 @@ fn status_has_a_row_for_each_server_whether_it_is_up_or_not() {
     assert_eq!(status.code, 0, "{status:?}");
     let rows: Vec<Vec<&str>> = status.text().lines().map(|line| line.split_whitespace().collect()).collect();
     let [up, silent] = [cluster.names[0].to_string(), cluster.names[1].to_string()];
-    assert_eq!(rows[0], ["SERVER", "STATE", "VERSION", "UPTIME", "KEYS", "BYTES"]);
+    assert_eq!(rows[0], ["SERVER", "STATE", "VERSION", "UPTIME", "AGREED", "KEYS", "BYTES"]);
     assert_eq!(rows[1][..3], [up.as_str(), "up", env!("CARGO_PKG_VERSION")]);
-    assert_eq!(rows[1][4], "1");
-    assert_eq!(rows[2], [silent.as_str(), "down", "-", "-", "-", "-"]);
+    assert_eq!(rows[1][4..7], ["not", "yet", "1"]);
+    assert_eq!(rows[2], [silent.as_str(), "down", "-", "-", "-", "-", "-"]);
     let ends: Vec<_> = status.text().lines().map(str::len).collect();
     assert!(ends.iter().all(|&end| end == ends[0]), "the last column is aligned on its right: {status:?}");
     // By now the one that is up may have noticed as well.
@@ -131,6 +132,42 @@ fn status_has_a_row_for_each_server_whether_it_is_up_or_not() {
     assert_eq!(json["servers"][0]["peers"][0]["server"], silent);
     assert_eq!((&json["ok"], &json["servers"][0]["keys"]), (&true.into(), &1.into()));
     assert_eq!(json["servers"][1]["state"], "down");
+}
+
+#[test]
+fn status_says_when_servers_were_found_equal_and_how_long_it_takes_at_most() {
+    let cluster = Cluster::start_configured(3, 3, Vec::new(), |config| {
+        config.repair_interval = Duration::from_millis(100);
+    });
+    cluster.run("put -w 3 k v").is(0, "OK\n", "");
+    let mut looks = std::iter::repeat_with(|| cluster.run("status")).take(1_000);
+    let status = looks.find(|status| status.text().matches("s ago").count() == 3).expect("all agree");
+    assert_eq!(status.stderr, "", "{status:?}");
+    let json = cluster.run("status --json").json();
+    // Two pings, an interval, and what a comparison may wait.
+    assert_eq!(json["servers"][0]["converges_ms"], 2 * 1_000 + 2 + 100 + 1_500);
+    assert!(json["servers"][0]["peers"][0]["agreed_ms"].as_u64().is_some_and(|ms| ms < 30_000), "{json}");
+
+    let alone = Cluster::start_configured(2, 2, Vec::new(), |config| config.repair_interval = Duration::ZERO);
+    let json = alone.run("status --json").json();
+    assert_eq!(json["servers"][0]["converges_ms"], serde_json::Value::Null);
+    assert!(alone.run("status").text().lines().skip(1).all(|row| row.contains("  -  ")));
+}
+
+#[test]
+fn a_put_that_finds_too_many_siblings_is_told_the_context_that_resolves_them() {
+    let cluster = Cluster::start_configured(3, 3, Vec::new(), |config| config.siblings.max = 2);
+    let put = |value| cluster.run_args(["put", "-w", "3", "--json", "--context", "", "k", value]);
+    assert_eq!((put("a").code, put("b").code), (0, 0));
+    let refused = put("c");
+    let json = refused.json();
+    assert_eq!((refused.code, &json["kind"]), (4, &"too_many_siblings".into()), "{refused:?}");
+    assert_eq!((&json["siblings"], &json["siblings_max"]), (&2.into(), &2.into()));
+    let text = cluster.run_args(["put", "--verbose", "--context", "", "k", "c"]);
+    let context = json["context"].as_str().expect("a context");
+    assert!(text.stderr.contains("the key has 2 siblings") && text.stderr.contains(context), "{text:?}");
+    cluster.run_args(["put", "--context", context, "k", "a and b"]).is(0, "OK\n", "");
+    cluster.run("get -r 3 k").is(0, "OK a and b\n", "");
 }
 
 #[test]
@@ -200,11 +237,32 @@ fn explain_shows_who_is_down_and_what_is_kept_for_it() {
         "{ran:?}"
     );
     assert!(ran.code == 0 && ran.text().ends_with("\nnot all owners could tell\n"), "{ran:?}");
+    let (_, kept) = ran.text().split_once(hint).expect("the hint");
+    let kept: Vec<_> = kept.lines().skip(1).take_while(|line| line.starts_with("    ")).collect();
+    assert!(kept.len() == 2 && kept[0].starts_with("    knows ") && kept[1].contains(" 5 B"), "{ran:?}");
     let json = cluster.run("explain --timeout 1s --json color").json();
     assert_eq!(
         (&json["agree"], json["owners"].as_array().map(Vec::len)),
         (&serde_json::Value::Null, Some(3))
     );
+    let owners = json["owners"].as_array().into_iter().flatten();
+    let hint = owners.filter_map(|owner| owner["hints"].get(0)).next().expect("a hint");
+    assert_eq!((&hint["for"], &hint["siblings"][0]["bytes"]), (&down.to_string().into(), &5.into()));
+    assert_eq!(hint["version_vector"].as_array().map(Vec::len), Some(1));
+
+    let stranger = Cluster::start_with(4, 3, Vec::new());
+    let down = &stranger.names[3];
+    let mut keys = (0..).map(|number| format!("key{number}"));
+    let owns = |key: &String| {
+        let owners = stranger.ring.owners_of_key(key.as_bytes(), 3);
+        owners.iter().any(|&owner| stranger.ring.servers()[owner].name == *down)
+    };
+    let key = keys.find(|key| !owns(key)).expect("a key of the others");
+    let ran = stranger.run(&format!("explain --timeout 1s {key}"));
+    let line = format!("\n{down}: down, does not own the key and may keep hints of it\n");
+    assert!(ran.code == 0 && ran.text().contains(&line) && ran.stderr.contains(&down.to_string()), "{ran:?}");
+    let json = stranger.run(&format!("explain --timeout 1s --json {key}")).json();
+    assert_eq!((&json["others"][0]["state"], &json["agree"]), (&"down".into(), &true.into()));
 
     let silent = Cluster::start_with(2, 0, Vec::new());
     let ran = silent.run("explain --timeout 1s color");

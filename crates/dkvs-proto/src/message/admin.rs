@@ -121,6 +121,9 @@ pub struct StatusReport {
     pub partitions_unread: u64,
     /// Tombstones forgotten since the start.
     pub reaped: u64,
+    /// How long it takes at most, in milliseconds, until it and the others hold the same once faults have ended: by the configuration and
+    /// what it stores, while requests leave time for it. `None` when servers are not compared.
+    pub converges_ms: Option<u64>,
     /// The other servers of the ring, as this one sees them.
     #[serde(with = "wire::list")]
     pub peers: Vec<PeerReport>,
@@ -186,7 +189,7 @@ pub struct ScanEntry {
     pub siblings: u32,
 }
 
-/// What one server holds of a key, without the values. As long as a record without values at most.
+/// What one server holds of a key, without the values. As long as such a record without its values, and one for each hint, at most.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyReport {
     /// The server's wall clock: what has expired by it is hidden from gets through this server.
@@ -245,4 +248,10 @@ pub struct HintReport {
     pub hash: Option<RecordHash>,
     /// Bytes it takes.
     pub bytes: u64,
+    /// The record's version vector; empty when it is damaged.
+    #[serde(with = "wire::list")]
+    pub vv: Vec<Dot>,
+    /// The record's values, in the order of their dots.
+    #[serde(with = "wire::list")]
+    pub siblings: Vec<SiblingReport>,
 }

@@ -119,8 +119,9 @@ fn refusal() -> impl Strategy<Value = Refusal> {
             needed
         }),
         Just(Refusal::Damaged),
-        (any::<u32>(), any::<u32>())
-            .prop_map(|(siblings, siblings_max)| Refusal::TooManySiblings { siblings, siblings_max }),
+        (any::<u32>(), any::<u32>(), token()).prop_map(|(siblings, siblings_max, context)| {
+            Refusal::TooManySiblings { siblings, siblings_max, context }
+        }),
     ]
 }
 
@@ -312,8 +313,8 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
         (vec(server, 0..5), any::<u16>(), any::<u16>(), any::<u16>(), any::<bool>()).prop_map(
             |(servers, n, r, w, sloppy)| AdminAnswer::Ring(RingReport { servers, n, r, w, sloppy })
         ),
-        (text(), ring(), text(), numbers, text(), option::of(number()), vec(peer, 0..5)).prop_map(
-            |(version, ring, data_dir, numbers, poisoned, disk_free, peers)| {
+        (text(), ring(), text(), numbers, text(), [(); 2].map(|()| option::of(number())), vec(peer, 0..5))
+            .prop_map(|(version, ring, data_dir, numbers, poisoned, [disk_free, converges_ms], peers)| {
                 let [uptime_ms, keys, tombstones, bytes, clock_skew_ms, junk_datagrams, rest @ ..] = numbers;
                 let [
                     disk_free_min,
@@ -343,10 +344,10 @@ fn admin_answer() -> impl Strategy<Value = AdminAnswer> {
                     siblings_warned,
                     partitions_unread,
                     reaped,
+                    converges_ms,
                     peers,
                 })
-            }
-        ),
+            }),
         (vec(entry, 0..5), option::of(token()))
             .prop_map(|(entries, next)| AdminAnswer::Page(ScanPage { entries, next })),
         refusal().prop_map(AdminAnswer::Refused),
@@ -367,13 +368,11 @@ fn key_report() -> impl Strategy<Value = KeyReport> {
             len,
         },
     );
-    let hint = (server(), option::of(hash()), number()).prop_map(|(target, hash, bytes)| HintReport {
-        target,
-        hash,
-        bytes,
-    });
-    (number(), any::<bool>(), hash(), number(), vec(dot(), 0..5), vec(sibling, 0..5), vec(hint, 0..5))
-        .prop_map(|(clock_ms, is_damaged, hash, bytes, vv, siblings, hints)| KeyReport {
+    let siblings = vec(sibling, 0..5).boxed();
+    let hint = (server(), option::of(hash()), number(), vec(dot(), 0..5), siblings.clone())
+        .prop_map(|(target, hash, bytes, vv, siblings)| HintReport { target, hash, bytes, vv, siblings });
+    (number(), any::<bool>(), hash(), number(), vec(dot(), 0..5), siblings, vec(hint, 0..5)).prop_map(
+        |(clock_ms, is_damaged, hash, bytes, vv, siblings, hints)| KeyReport {
             clock_ms,
             is_damaged,
             hash,
@@ -381,7 +380,8 @@ fn key_report() -> impl Strategy<Value = KeyReport> {
             vv,
             siblings,
             hints,
-        })
+        },
+    )
 }
 
 pub(crate) fn request() -> impl Strategy<Value = Request> {

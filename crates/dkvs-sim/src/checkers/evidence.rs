@@ -53,7 +53,7 @@ use dkvs_core::servers::ServerIndex;
 use dkvs_core::version::{Actor, Dot, VersionVector};
 
 use super::{clocks, memory};
-use crate::history::{Action, Damage, Given, History, Micros, Operation, Outcome, ValueId};
+use crate::history::{Action, Damage, Given, History, Micros, Operation, Outcome, Reaped, ValueId};
 
 /// A history, by key.
 #[derive(Clone, Debug)]
@@ -77,6 +77,8 @@ pub struct Key<'a> {
     pub given: Vec<&'a Given>,
     /// What was removed of it, when nothing was left that it was needed against.
     pub forgotten: Record,
+    /// Each of these removals, in the order of time.
+    reaped: Vec<&'a Reaped>,
     /// The counters of the events seen.
     events: BTreeMap<Actor, BTreeSet<u64>>,
     by_number: BTreeMap<ValueId, usize>,
@@ -185,6 +187,7 @@ impl<'a> Evidence<'a> {
             key.add_dots(history);
             key.add_hidden(history);
             key.forgotten = memory::forgotten(history, key.name, Micros::MAX);
+            key.reaped = history.reaped.iter().filter(|reaped| reaped.key == key.name).collect();
             key.given = history.given.iter().filter(|given| given.key == key.name).collect();
             let asked: BTreeSet<usize> = key.operations().map(|op| op.n).collect();
             key.damage = history.damage.iter().filter_map(|damage| damaged(damage, key.name)).collect();
@@ -287,6 +290,13 @@ impl<'a> Key<'a> {
     #[must_use]
     pub fn is_given(&self, value: Option<ValueId>) -> bool {
         self.given.iter().any(|given| Some(given.value) == value)
+    }
+
+    /// Whether it is a deletion that some server had forgotten by then. Others may still show it, beside what was written since.
+    #[must_use]
+    pub fn is_forgotten(&self, write: &Write<'_>, by: Micros) -> bool {
+        let holds = |reaped: &&Reaped| write.dots.iter().any(|&dot| reaped.record.holds(dot));
+        self.reaped.iter().filter(|reaped| reaped.at <= by).any(holds)
     }
 
     /// Whether the vector covers events that were never seen on a disk, and so belong to writes unknown.

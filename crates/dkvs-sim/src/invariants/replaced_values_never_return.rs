@@ -8,7 +8,8 @@
 //! 3. *After a put with a context.* What the context of an acknowledged write covers no later get with R + W > N shows.
 //! 4. *After a blind write.* With 2W > N, a put without a context replaces everything acknowledged before it began: once it
 //!    is acknowledged itself, no later get with R + W > N shows such a value. This is checked for blind writes that no
-//!    other write could have replaced meanwhile, and for values of writes that no second server had begun as well.
+//!    other write could have replaced meanwhile, and for values of writes that no second server had begun as well; and not for a
+//!    deletion of which some owner knew nothing any more, as it had been forgotten.
 //! 5. *In the end.* When all owners have exchanged their records, what any get had seen to be gone is gone, however few it
 //!    asked, and so is what claims 3 and 4 say was replaced; unless as many owners as had to hold the get's or write's state were
 //!    damaged before a repair.
@@ -116,7 +117,11 @@ fn is_lone_blind(key: &Key<'_>, write: &Write<'_>) -> bool {
 
 /// Whether `blind` must have removed what `old` had written.
 fn must_have_replaced(key: &Key<'_>, blind: &Write<'_>, old: &Write<'_>) -> bool {
-    old.number != blind.number && old.is_acknowledged() && !old.may_surface() && key.keeps(old.op, blind.op)
+    old.number != blind.number
+        && old.is_acknowledged()
+        && !old.may_surface()
+        && key.keeps(old.op, blind.op)
+        && !key.is_forgotten(old, blind.op.returned.unwrap_or(Micros::MAX))
 }
 
 fn after_blind_writes(

@@ -49,6 +49,16 @@ fn a_key_of_which_nothing_is_left_is_in_order() {
         .keeps(CLAIM);
 }
 
+/// A server that forgets later than others, or has its forgetting undone, shows a deletion of which a blind put had not heard.
+#[test]
+fn a_deletion_may_stand_beside_what_was_written_after_it_was_forgotten() {
+    const REPLACED: &str = "replaced_values_never_return";
+    let beside = |story: Story| story.get("3 x", "A2 B1").everywhere("A2 B1", "A2 B1");
+    beside(forgotten("before the blind put").put(3).dot("B1")).keeps(REPLACED);
+    let later = Story::of("after it").put(1).dot("A1").delete(2).dot("A2").seeing("A1");
+    beside(later.put(3).dot("B1").forgets('A', "A2", "A2")).breaks(REPLACED);
+}
+
 /// Forgetting excuses nothing else.
 #[test]
 fn what_nobody_deleted_is_still_owed() {
