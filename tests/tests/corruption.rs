@@ -4,6 +4,8 @@
 //! Three real servers hold data, some of it in tables and some in journals. One is stopped, cleanly or with `kill -9`, and
 //! a copy of its directory is damaged again and again. After each start keys are read through it and through another.
 //! `DKVS_CORRUPTION_SEED` chooses the same files and bytes again; `DKVS_CORRUPTION_PLACES` asks for more of each kind.
+//!
+//! Most of those bytes nobody reads, so another test flips one that is read for certain, within a value, and wants it repaired.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,13 +13,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dkvs::{Client, ClientConfig};
 use dkvs_storage::{DataDir, Keyspace};
+use dkvs_tests::eventually;
 use dkvs_tests::fleet::{Fleet, RunDirectory};
 use dkvs_tests::processes::release_binary;
+use fjall::KeyspaceCreateOptions;
+use fjall::compaction::Leveled;
 use futures::StreamExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -26,6 +32,8 @@ use rand::{RngExt, SeedableRng};
 const SERVERS: usize = 3;
 /// The one whose files are damaged.
 const DAMAGED: usize = 0;
+/// The one that is read through beside it.
+const BESIDE: usize = 1;
 /// The one that misses some writes.
 const LAGGING: usize = 2;
 /// Damaged places of each kind of file.
@@ -57,8 +65,10 @@ const KINDS: [(&str, &str); 11] = [
     ("store/", ".jnl"),
     ("store/keyspaces/", "/current"),
     ("store/keyspaces/", "/v"),
-    ("store/keyspaces/", "/tables/"),
+    TABLES,
 ];
+
+const TABLES: (&str, &str) = ("store/keyspaces/", "/tables/");
 
 fn is_of(path: &str, (start, end): (&str, &str)) -> bool {
     // A version and a table end with a number.
@@ -73,12 +83,10 @@ async fn a_flipped_byte_in_any_file_is_refused_or_harmless_and_nothing_wrong_is_
     let count = from_env("DKVS_CORRUPTION_PLACES").map_or(PLACES, |count| usize::try_from(count).unwrap());
     let directory = RunDirectory::new("corruption", seed);
     say(&format!("corruption: DKVS_CORRUPTION_SEED={seed}, below {}", directory.path().display()));
-    let binary = std::env::var_os("DKVS_CORRUPTION_SERVER").map(PathBuf::from);
-    let binary = binary.unwrap_or_else(|| release_binary("dkvs-server"));
     let mut random = StdRng::seed_from_u64(seed);
-    let mut fleet = Fleet::new(&binary, directory.path(), SERVERS, "");
+    let mut fleet = Fleet::new(&server_binary(), directory.path(), SERVERS, "");
     let recent = RECENT_PER_CASE * count * KINDS.len();
-    let mut world = World::prepare(&mut fleet, directory.path(), recent).await;
+    let mut world = World::prepare(&mut fleet, directory.path(), recent, small_tables).await;
 
     let (mut started, mut refused) = (0, 0);
     for kind in KINDS {
@@ -100,6 +108,33 @@ async fn a_flipped_byte_in_any_file_is_refused_or_harmless_and_nothing_wrong_is_
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_of_a_value_in_a_table_is_found_by_reads_and_repaired_from_the_other_owners() {
+    for clean in [true, false] {
+        let directory = RunDirectory::new("corruption-value", u64::from(clean));
+        // Nobody but who reads looks for damage.
+        let settings = "scrub_bytes_per_s = 0\nrepair_interval_ms = 0";
+        let mut fleet = Fleet::new(&server_binary(), directory.path(), SERVERS, settings);
+        // Nor does a compaction, which would end all writes when it met it.
+        let strategy = || Arc::new(Leveled::default().with_l0_threshold(u8::MAX));
+        let options = || small_tables().compaction_strategy(strategy());
+        let world = World::prepare(&mut fleet, directory.path(), 0, options).await;
+        let what = world.damage_value(&fleet, clean);
+        fleet.start(&[DAMAGED]);
+        let all: Vec<Entry> = world.everywhere.clone().into_iter().chain(world.last.clone()).collect();
+        read(&world.damaged, &all, SERVERS, &what).await;
+        let server = fleet.ring().servers().indices().nth(DAMAGED).unwrap();
+        eventually(&format!("the repair of {what}"), async || {
+            let status = world.damaged.status(server).await.ok()?;
+            (status.damaged_found > 0 && status.damaged_waiting == 0).then_some(())
+        })
+        .await;
+        // What it holds now, with nobody to help it.
+        fleet.kill(&[BESIDE, LAGGING]);
+        read(&world.damaged, &all, 1, &what).await;
+    }
+}
+
 /// What the servers hold, and how the damaged one's directory looked before.
 struct World {
     /// On all servers.
@@ -116,12 +151,16 @@ struct World {
 }
 
 impl World {
-    async fn prepare(fleet: &mut Fleet, directory: &Path, recent_count: usize) -> Self {
+    async fn prepare(
+        fleet: &mut Fleet,
+        directory: &Path,
+        recent_count: usize,
+        options: impl Fn() -> KeyspaceCreateOptions,
+    ) -> Self {
         for server in fleet.all() {
             let (data, _) = DataDir::open(&fleet.data(server), &fleet.owner(server)).unwrap();
-            let options = || fjall::KeyspaceCreateOptions::default().max_memtable_size(TABLE_BYTES);
             let engine = fjall::Database::builder(data.store_path()).open().unwrap();
-            let keyspaces = Keyspace::ALL.map(|keyspace| engine.keyspace(keyspace.name(), options).unwrap());
+            let keyspaces = Keyspace::ALL.map(|keyspace| engine.keyspace(keyspace.name(), &options).unwrap());
             engine.persist(fjall::PersistMode::SyncAll).unwrap();
             drop((keyspaces, engine));
         }
@@ -160,24 +199,24 @@ impl World {
             stopped,
             killed,
             damaged: fleet.client_of(DAMAGED, patient()).await,
-            beside: fleet.client_of(1, patient()).await,
+            beside: fleet.client_of(BESIDE, patient()).await,
         }
+    }
+
+    /// Puts a copy in place of the directory.
+    fn put_back(&self, fleet: &Fleet, clean: bool) -> PathBuf {
+        let data = fleet.data(DAMAGED);
+        fs::remove_dir_all(&data).unwrap();
+        copy(if clean { &self.stopped } else { &self.killed }, &data);
+        data
     }
 
     /// Puts a copy in place of the directory, with a byte flipped in a file of this kind. Says which.
     fn damage(&self, fleet: &Fleet, kind: (&str, &str), clean: bool, random: &mut StdRng) -> String {
-        let data = fleet.data(DAMAGED);
-        fs::remove_dir_all(&data).unwrap();
-        copy(if clean { &self.stopped } else { &self.killed }, &data);
-        // A copy is never clean, and neither is what was written to. Disks do not do either when they fail: so the
-        // directory is vouched for once more, with the damage where that can be.
-        let vouch = || {
-            let (data, _) = DataDir::open(&data, &fleet.owner(DAMAGED)).unwrap();
-            data.mark_clean().unwrap();
-        };
+        let data = self.put_back(fleet, clean);
         let vouched_for = kind.0.starts_with("store/") || kind.0 == "LOCK";
         if clean && !vouched_for {
-            vouch();
+            vouch(fleet);
         }
         let files: Vec<String> = files(&data).into_iter().filter(|file| is_of(file, kind)).collect();
         let file =
@@ -194,12 +233,32 @@ impl World {
             len => random.random_range(0..len),
         };
         bytes[at] ^= random.random_range(1..=u8::MAX);
-        fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(&bytes).unwrap();
+        overwrite(&path, &bytes);
         if clean && vouched_for {
-            vouch();
+            vouch(fleet);
         }
-        let stop = if clean { "a clean stop" } else { "a kill" };
-        format!("byte {at} of {file} (now {}), damaged after {stop}", bytes[at])
+        told(at, file, bytes[at], clean)
+    }
+
+    /// Puts a copy in place of the directory, with a byte flipped in the middle of a value that stands in a table. Tables are not
+    /// compressed, so a value can be found in them.
+    fn damage_value(&self, fleet: &Fleet, clean: bool) -> String {
+        let data = self.put_back(fleet, clean);
+        let tables = files(&data).into_iter().filter(|file| is_of(file, TABLES));
+        for file in tables {
+            let mut bytes = fs::read(data.join(&file)).unwrap();
+            let place = |value: &Bytes| bytes.windows(value.len()).position(|window| window == value);
+            let found =
+                self.everywhere.values().flatten().find_map(|value| Some(place(value)? + value.len() / 2));
+            let Some(at) = found else { continue };
+            bytes[at] ^= 1;
+            overwrite(&data.join(&file), &bytes);
+            if clean {
+                vouch(fleet);
+            }
+            return told(at, &file, bytes[at], clean);
+        }
+        panic!("no value is in a table below {}", data.display());
     }
 
     /// Starts the damaged server and reads. Returns whether it started.
@@ -228,6 +287,34 @@ impl World {
         fleet.kill(&[DAMAGED]);
         status.is_ok()
     }
+}
+
+/// A copy is never clean, and neither is what was written to. Disks do not do either when they fail: so the directory is
+/// vouched for once more, with the damage where that can be.
+fn vouch(fleet: &Fleet) {
+    let (data, _) = DataDir::open(&fleet.data(DAMAGED), &fleet.owner(DAMAGED)).unwrap();
+    data.mark_clean().unwrap();
+}
+
+/// Writes a file anew in its place, as a disk does.
+fn overwrite(path: &Path, bytes: &[u8]) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all(bytes).unwrap();
+}
+
+/// What was damaged, for whoever has to find out why.
+fn told(at: usize, file: &str, now: u8, clean: bool) -> String {
+    let stop = if clean { "a clean stop" } else { "a kill" };
+    format!("byte {at} of {file} (now {now}), damaged after {stop}")
+}
+
+/// Tables that little data fills.
+fn small_tables() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(TABLE_BYTES)
+}
+
+fn server_binary() -> PathBuf {
+    let binary = std::env::var_os("DKVS_CORRUPTION_SERVER").map(PathBuf::from);
+    binary.unwrap_or_else(|| release_binary("dkvs-server"))
 }
 
 /// A server that does not start says why, where, and what to do, and nothing else.
