@@ -19,8 +19,12 @@ use dkvs_net::faults::{Faults, FaultySocket};
 use dkvs_net::{Endpoint, EndpointConfig, NoService, Patience, Port, Socket};
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest};
 use dkvs_proto::message::{Answer, Request};
-use dkvs_storage::{Batch, Durability, Keyspace, MemoryStore, ScanLimit, Start, Store};
+use dkvs_storage::{Batch, Durability, Keyspace, ScanLimit, Start, Store};
 use tokio::time::Instant;
+
+use crate::disk::TestDisk;
+
+pub mod disk;
 
 pub mod processes;
 
@@ -109,8 +113,8 @@ pub fn name(host: &str, port: u16) -> ServerName {
 }
 
 struct Member {
-    store: Arc<MemoryStore>,
-    running: Option<Server<TestSocket, Arc<MemoryStore>>>,
+    store: Arc<TestDisk>,
+    running: Option<Server<TestSocket, Arc<TestDisk>>>,
     skew_ms: Arc<AtomicI64>,
     starts: u64,
 }
@@ -136,12 +140,7 @@ impl Cluster {
             ports.push(Port::bind("127.0.0.1:0".parse().expect("an address")).await.expect("a free port"));
         }
         let addresses = ports.iter().map(Socket::local_addr).collect();
-        let member = |_| Member {
-            store: Arc::new(MemoryStore::new()),
-            running: None,
-            skew_ms: Arc::default(),
-            starts: 0,
-        };
+        let member = |_| Member { store: Arc::default(), running: None, skew_ms: Arc::default(), starts: 0 };
         let members = (0..ports.len()).map(member).collect();
         let mut cluster = Self { plan, ring, addresses, members };
         for (server, port) in cluster.servers().into_iter().zip(ports) {
@@ -229,12 +228,13 @@ impl Cluster {
         let address = self.address(server);
         // The port is free once the last task of the server before has ended.
         let port = eventually("the port to be free", || async { Port::bind(address).await.ok() }).await;
+        self.members[server.as_usize()].store.reopen();
         self.run(server, port, start).await;
     }
 
     /// Starts a killed server on an empty store.
     pub async fn restart_wiped(&mut self, server: ServerIndex) {
-        self.members[server.as_usize()].store = Arc::new(MemoryStore::new());
+        self.members[server.as_usize()].store = Arc::default();
         self.restart(server).await;
     }
 
@@ -270,6 +270,11 @@ impl Cluster {
     /// Has a server's disk have so many bytes free.
     pub fn set_free_bytes(&self, server: ServerIndex, free_bytes: u64) {
         self.members[server.as_usize()].store.set_free_bytes(free_bytes);
+    }
+
+    /// Has the next commit of a server's store fail, and so all that come after it, until the server is started again.
+    pub fn fail_disk(&self, server: ServerIndex, reason: &str) {
+        self.members[server.as_usize()].store.fail(reason);
     }
 
     /// What a running server has stored for a key; empty when nothing.
@@ -327,7 +332,7 @@ impl Cluster {
 
     /// What a running server has of records.
     #[must_use]
-    pub fn replica(&self, server: ServerIndex) -> &Replica<Arc<MemoryStore>> {
+    pub fn replica(&self, server: ServerIndex) -> &Replica<Arc<TestDisk>> {
         self.members[server.as_usize()].running.as_ref().expect("the server runs").replica()
     }
 

@@ -1,4 +1,5 @@
-//! What a disk does to a server, and what the server does about it: damaged records, and no space.
+//! What a disk does to a server, and what the server does about it: damaged records, no space, and writes that
+//! fail.
 
 #![allow(clippy::unwrap_used)]
 
@@ -255,5 +256,48 @@ async fn one_full_disk_leaves_the_others_to_take_puts() {
         let written = client.put("k", "v").await.unwrap();
         assert_eq!(written.acked().len(), 2, "{written:?}");
         cluster.set_free_bytes(full, FREE_MIN);
+    }
+}
+
+/// As a coordinator and as any other owner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_store_failed_says_so_and_is_read_and_the_others_go_on_without_it() {
+    const REASON: &str = "input/output error";
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    client.put("other", "v").w(3).await.unwrap();
+    for failed in cluster.owners("k", 3) {
+        let name = cluster.ring().servers()[failed].name.clone();
+        let says_so = |error: &Error, why: &str| {
+            let text = error.to_string();
+            let failed = format!("{name} failed: its storage failed: ");
+            assert!(text.contains(&failed) && text.contains(why) && text.contains(REASON), "{text}");
+        };
+        cluster.fail_disk(failed, REASON);
+        // The first put meets the failure, the second what it left.
+        for why in ["the store failed during it", "takes no more writes until it is restarted"] {
+            let error = client.put("k", "by all").w(3).await.unwrap_err();
+            assert!(matches!(error, Error::Unknown(_)), "others have taken it: {error}");
+            says_so(&error, why);
+        }
+        for server in cluster.servers() {
+            let status = client.status(server).await.unwrap();
+            assert_eq!(status.poisoned.as_deref(), (server == failed).then_some(REASON));
+        }
+
+        for text in ["without it", "and once more"] {
+            let written = client.put("k", text).w(2).await.unwrap();
+            assert!(!written.acked().contains(&name), "{written:?}");
+            assert_eq!(value(&client, "k", 2).await, Some(text.into()));
+        }
+        assert_eq!(value(&client, "other", 3).await, Some("v".into()), "it shows what it has");
+        // A get of all makes them equal before it answers.
+        says_so(&client.get("k").r(3).await.unwrap_err(), "takes no more writes");
+
+        cluster.kill(failed);
+        cluster.restart(failed).await;
+        assert_eq!(client.status(failed).await.unwrap().poisoned, None);
+        assert_eq!(value(&client, "k", 3).await, Some("and once more".into()));
+        client.put("k", "by all again").w(3).await.unwrap();
     }
 }
