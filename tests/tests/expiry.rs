@@ -26,9 +26,9 @@ async fn values(client: &TestClient, key: &'static str) -> Vec<Option<Bytes>> {
     client.get(key).siblings().await.unwrap().siblings().to_vec()
 }
 
-fn get_through(cluster: &Cluster, key: &str) -> ClientRequest {
+fn get_through(cluster: &Cluster, key: &str, r: u16) -> ClientRequest {
     let (ring, key) = (cluster.ring().id(), Bytes::copy_from_slice(key.as_bytes()));
-    ClientRequest::Get(Get { ring, key, n: 3, r: 3, timeout_ms: 30_000, siblings: true, sloppy: false })
+    ClientRequest::Get(Get { ring, key, n: 3, r, timeout_ms: 30_000, siblings: true, sloppy: false })
 }
 
 /// A put without a context. All that are made here are one operation.
@@ -53,9 +53,14 @@ fn put(cluster: &Cluster, value: &str, w: u16, ttl_ms: Option<u64>) -> ClientReq
     })
 }
 
-/// What a get through this server shows.
+/// What a get from all owners through this server shows.
 async fn shown_by(cluster: &Cluster, server: ServerIndex, key: &str) -> Vec<PutBody> {
-    match cluster.ask(server, get_through(cluster, key)).await {
+    shown_of(cluster, server, key, 3).await
+}
+
+/// What a get from so many owners through this server shows.
+async fn shown_of(cluster: &Cluster, server: ServerIndex, key: &str, r: u16) -> Vec<PutBody> {
+    match cluster.ask(server, get_through(cluster, key, r)).await {
         ClientAnswer::Get(done) => done.values,
         ClientAnswer::Put(_) | ClientAnswer::Failed(_) => panic!("a get was answered otherwise"),
     }
@@ -87,21 +92,9 @@ async fn a_value_is_hidden_from_its_time_on_and_its_context_still_replaces_it() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_value_overwritten_on_two_of_three_owners_by_one_that_expires_the_third_never_shows_the_old_one()
 {
-    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let (cluster, [first, second, third]) = overwritten_on_two(&["k"]).await;
     let client = cluster.client().await;
-    let [first, second, third] = cluster.owners("k", 3)[..] else { panic!("three owners") };
-    client.put("k", "old").w(3).await.unwrap();
-    cluster.kill(third);
-    client.put("k", "new").ttl(TTL).w(2).await.unwrap();
-    cluster.advance_clocks(TTL_MS);
-    // Without the hints: only what a get finds tells the third.
-    for server in [first, second] {
-        cluster.kill(server);
-        cluster.clear(server, Keyspace::Hints).await;
-        cluster.restart(server).await;
-    }
-    cluster.restart(third).await;
-    assert_eq!(cluster.stored(third, "k").values(0)[0].write.body.value(), text("old").as_ref());
+    assert!(is_old(&cluster, third, "k"));
     for _ in 0..3 {
         for server in [third, first, second] {
             assert_eq!(shown_by(&cluster, server, "k").await, []);
@@ -120,6 +113,46 @@ async fn of_a_value_overwritten_on_two_of_three_owners_by_one_that_expires_the_t
         assert_eq!(record.value_len(), "beside".len(), "{record:?}");
         assert_eq!(shown_by(&cluster, server, "k").await, [PutBody::Value("beside".into())]);
     }
+}
+
+/// Each of these gets is the first of its key: afterwards the third has what it found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_value_shows_neither_by_default_through_the_third_nor_in_gets_of_one_through_the_others() {
+    let keys = ["default, third", "default, first", "default, second", "one, first", "one, second"];
+    let (cluster, [first, second, third]) = overwritten_on_two(&keys).await;
+    for (key, (server, r)) in
+        keys.into_iter().zip([(third, 2), (first, 2), (second, 2), (first, 1), (second, 1)])
+    {
+        assert!(is_old(&cluster, third, key), "nothing has repaired {key:?} yet");
+        assert_eq!(shown_of(&cluster, server, key, r).await, [], "{key:?}");
+    }
+}
+
+/// Three servers, of which the last has an old value of these keys, and the others what has replaced it and expired.
+async fn overwritten_on_two(keys: &[&'static str]) -> (Cluster, [ServerIndex; 3]) {
+    let mut cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let [first, second, third] = cluster.owners(keys[0], 3)[..] else { panic!("three owners") };
+    for &key in keys {
+        client.put(key, "old").w(3).await.unwrap();
+    }
+    cluster.kill(third);
+    for &key in keys {
+        client.put(key, "new").ttl(TTL).w(2).await.unwrap();
+    }
+    cluster.advance_clocks(TTL_MS);
+    // Without the hints: only what a get finds tells the third.
+    for server in [first, second] {
+        cluster.kill(server);
+        cluster.clear(server, Keyspace::Hints).await;
+        cluster.restart(server).await;
+    }
+    cluster.restart(third).await;
+    (cluster, [first, second, third])
+}
+
+fn is_old(cluster: &Cluster, server: ServerIndex, key: &str) -> bool {
+    cluster.stored(server, key).values(0)[0].write.body.value() == text("old").as_ref()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
