@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dkvs::{Client, ClientConfig};
+use dkvs::{Client, ClientConfig, Partition};
 use dkvs_storage::{DataDir, Keyspace};
 use dkvs_tests::eventually;
 use dkvs_tests::fleet::{Fleet, RunDirectory};
@@ -111,28 +111,55 @@ async fn a_flipped_byte_in_any_file_is_refused_or_harmless_and_nothing_wrong_is_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_byte_of_a_value_in_a_table_is_found_by_reads_and_repaired_from_the_other_owners() {
     for clean in [true, false] {
-        let directory = RunDirectory::new("corruption-value", u64::from(clean));
-        // Nobody but who reads looks for damage.
-        let settings = "scrub_bytes_per_s = 0\nrepair_interval_ms = 0";
-        let mut fleet = Fleet::new(&server_binary(), directory.path(), SERVERS, settings);
-        // Nor does a compaction, which would end all writes when it met it.
-        let strategy = || Arc::new(Leveled::default().with_l0_threshold(u8::MAX));
-        let options = || small_tables().compaction_strategy(strategy());
-        let world = World::prepare(&mut fleet, directory.path(), 0, options).await;
-        let what = world.damage_value(&fleet, clean);
-        fleet.start(&[DAMAGED]);
-        let all: Vec<Entry> = world.everywhere.clone().into_iter().chain(world.last.clone()).collect();
-        read(&world.damaged, &all, SERVERS, &what).await;
-        let server = fleet.ring().servers().indices().nth(DAMAGED).unwrap();
-        eventually(&format!("the repair of {what}"), async || {
-            let status = world.damaged.status(server).await.ok()?;
-            (status.damaged_found > 0 && status.damaged_waiting == 0).then_some(())
-        })
-        .await;
-        // What it holds now, with nobody to help it.
-        fleet.kill(&[BESIDE, LAGGING]);
-        read(&world.damaged, &all, 1, &what).await;
+        damage_a_value(clean, true, "scrub_bytes_per_s = 0\nrepair_interval_ms = 0").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_byte_of_a_value_in_a_table_is_found_with_nobody_reading_and_repaired() {
+    for clean in [true, false] {
+        let settings = "scrub_bytes_per_s = 1000000000\nscrub_pause_ms = 100\nrepair_interval_ms = 200";
+        damage_a_value(clean, false, settings).await;
+    }
+}
+
+/// The byte hides all values in its block. Has them read, or not, and wants all of them repaired.
+async fn damage_a_value(clean: bool, read_first: bool, settings: &str) {
+    let directory = RunDirectory::new("corruption-value", u64::from(clean) + 2 * u64::from(read_first));
+    let mut fleet = Fleet::new(&server_binary(), directory.path(), SERVERS, settings);
+    // A compaction that met it would end all writes.
+    let strategy = || Arc::new(Leveled::default().with_l0_threshold(u8::MAX));
+    let options = || small_tables().compaction_strategy(strategy());
+    let world = World::prepare(&mut fleet, directory.path(), 0, options).await;
+    let what = world.damage_value(&fleet, clean);
+    let all: Vec<Entry> = world.everywhere.clone().into_iter().chain(world.last.clone()).collect();
+    let hidden = hidden(&fleet.data(DAMAGED), &directory.path().join("looked at"), &all);
+    assert!(hidden > 0, "{what} hides nothing");
+    fleet.start(&[DAMAGED]);
+    if read_first {
+        read(&world.damaged, &all, SERVERS, &what).await;
+    }
+    let server = fleet.ring().servers().indices().nth(DAMAGED).unwrap();
+    eventually(&format!("the repair of {hidden} values hidden by {what}"), async || {
+        let status = world.damaged.status(server).await.ok()?;
+        (status.damaged_found == hidden && status.damaged_waiting == 0).then_some(())
+    })
+    .await;
+    // What it holds now, with nobody to help it.
+    fleet.kill(&[BESIDE, LAGGING]);
+    read(&world.damaged, &all, 1, &what).await;
+}
+
+/// How many of these keys cannot be read from a data directory, by a copy of it.
+fn hidden(data: &Path, looked_at: &Path, all: &[Entry]) -> u64 {
+    copy(data, looked_at);
+    let engine = fjall::Database::builder(looked_at.join("store")).open().unwrap();
+    let records = engine.keyspace(Keyspace::Records.name(), KeyspaceCreateOptions::default).unwrap();
+    let is_hidden = |(key, _): &&Entry| {
+        let partition = Partition::of_key(key.as_bytes()).number().to_be_bytes();
+        records.get([&partition, key.as_bytes()].concat()).is_err()
+    };
+    all.iter().filter(is_hidden).count() as u64
 }
 
 /// What the servers hold, and how the damaged one's directory looked before.
