@@ -20,13 +20,20 @@
 //! behind it. A power cut may lose any page of what was not flushed, or the latest writes to it: it then ends in zeros. Anything else behind the last
 //! whole batch was not left by a crash, and is damage: so is a sequence number that is not above the one before it.
 //!
+//! A batch that is there from its START to its END, but not with the bytes that its checksum covers, is told from
+//! a damaged one by a page of zeros in it: a lost page begins and ends where pages do, and zeros in a value hardly ever
+//! do both.
+//!
+//! **A torn tail is cut off here**, once everything else has been found whole. The engine cuts most of them as well, but
+//! it refuses to open a journal with a hole inside a value.
+//!
 //! What it leaves out: the blocks of tables, which the engine checks when it reads them; whole files that were replaced
 //! by older ones ([`DataDir`](crate::DataDir) knows those); damage in a tail that has pages which end in
 //! zeros, or that leaves the last batch looking like its own beginning. Of such a tail only the log tells.
 
 use crate::StoreError;
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
@@ -38,6 +45,8 @@ const BATCH_MAGIC: &[u8; 4] = b"FJL\x03";
 const PAGE_LEN: usize = 4_096;
 /// So many zeros before the end of a page are not a coincidence.
 const HOLE_LEN_MIN: usize = 32;
+/// So many zeros beside a lost page may be the data's own: a small number has up to seven.
+const HOLE_EDGE_MAX: usize = 8;
 /// No store makes so many batches, and above this the engine uses bits of its own.
 const SEQNO_MAX: u64 = 1 << 56;
 /// The end of a table or version: magic, version and kind of checksum, then checksum, position and length of its list
@@ -46,7 +55,8 @@ const TRAILER_LEN: u64 = 4 + 1 + 1 + 16 + 8 + 8;
 const TRAILER_HEAD: &[u8] = b"SFA!\x01\x00";
 const LIST_MAGIC: &[u8] = b"TOC!";
 
-/// Checks a database. One that is open elsewhere is being written to, and refused.
+/// Checks a database, and cuts off what a crash has left of its last writes. One that is open elsewhere is being written
+/// to, and refused.
 pub(crate) fn check(dir: &Path) -> Result<(), StoreError> {
     // The engine's own lock. Where it cannot be had for another reason, the engine says so.
     let lock = File::open(dir.join("lock"));
@@ -182,9 +192,20 @@ fn check_journals(dir: &Path) -> Result<(), StoreError> {
             }
             last = Some(seqno);
         }
-        journal.check_rest(path == active)?;
+        let whole = journal.whole;
+        // Nothing is checked after the last journal.
+        if journal.check_rest(path == active)? == Rest::Torn {
+            cut(path, whole).map_err(|e| StoreError::io("cut off the torn end of", path, e))?;
+        }
     }
     Ok(())
+}
+
+fn cut(path: &Path, len: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(len)?;
+    // What the engine appends must not be found behind the torn end again.
+    file.sync_all()
 }
 
 /// A journal that is read batch after batch.
@@ -197,12 +218,25 @@ struct Journal<'a> {
     batch_start: u64,
     /// Where the last whole batch ends.
     whole: u64,
+    /// There is a batch behind it, from START to END, and it is not what was written.
+    is_altered: bool,
+}
+
+/// What is behind the last whole batch of a journal.
+#[derive(PartialEq, Eq)]
+enum Rest {
+    /// Nothing, or room for more.
+    Empty,
+    /// What a crash left of writes that were under way.
+    Torn,
 }
 
 /// Why there is no further whole batch.
 enum Stop {
     /// What is there cannot be a batch.
     NotABatch,
+    /// It has an end where a batch may end, and is not what was written.
+    Altered,
     /// The journal ends within one.
     CutShort,
     Io(io::Error),
@@ -217,7 +251,7 @@ impl From<io::Error> for Stop {
 impl<'a> Journal<'a> {
     fn open(path: &'a Path) -> Result<Self, StoreError> {
         let file = BufReader::with_capacity(1 << 16, File::open(path).map_err(unreadable(path))?);
-        Ok(Self { path, file, at: 0, batch_start: 0, whole: 0 })
+        Ok(Self { path, file, at: 0, batch_start: 0, whole: 0, is_altered: false })
     }
 
     /// The number of the next whole batch; `None` where there is none any more.
@@ -229,6 +263,10 @@ impl<'a> Journal<'a> {
                 Ok(Some(seqno))
             }
             Err(Stop::NotABatch) => Ok(None),
+            Err(Stop::Altered) => {
+                self.is_altered = true;
+                Ok(None)
+            }
             Err(Stop::CutShort) => {
                 self.at = u64::MAX;
                 Ok(None)
@@ -253,16 +291,35 @@ impl<'a> Journal<'a> {
             match self.take(&mut hash)? {
                 [ITEM] => self.read_item(&mut hash)?,
                 [CLEAR] => drop(self.take::<8>(&mut hash)?),
+                [END] => return Err(self.early_end()),
                 _ => return Err(Stop::NotABatch),
             }
         }
-        let end = self.take(&mut none)?;
-        let checksum = u64::from_le_bytes(self.take(&mut none)?);
-        let magic = self.take(&mut none)?;
-        if end != [END] || checksum != hash.digest() || magic != *BATCH_MAGIC {
-            return Err(Stop::NotABatch);
+        match self.take(&mut none)? {
+            [END] if self.read_end()? == hash.digest() => Ok(seqno),
+            [END | ITEM | CLEAR] => Err(Stop::Altered),
+            _ => Err(Stop::NotABatch),
         }
-        Ok(seqno)
+    }
+
+    /// Why a batch is none whose items seem to end too early.
+    fn early_end(&mut self) -> Stop {
+        let at = self.at;
+        match self.read_end() {
+            Ok(_) => Stop::Altered,
+            Err(Stop::Io(error)) => Stop::Io(error),
+            Err(Stop::NotABatch | Stop::Altered | Stop::CutShort) => {
+                self.at = at;
+                Stop::NotABatch
+            }
+        }
+    }
+
+    /// The checksum, if what follows it ends a batch.
+    fn read_end(&mut self) -> Result<u64, Stop> {
+        let checksum = u64::from_le_bytes(self.take(&mut Xxh3::new())?);
+        let magic = self.take(&mut Xxh3::new())?;
+        if magic == *BATCH_MAGIC { Ok(checksum) } else { Err(Stop::NotABatch) }
     }
 
     fn read_item(&mut self, hash: &mut Xxh3) -> Result<(), Stop> {
@@ -292,7 +349,7 @@ impl<'a> Journal<'a> {
     }
 
     /// What is behind the last whole batch must be what a crash leaves there.
-    fn check_rest(mut self, is_active: bool) -> Result<(), StoreError> {
+    fn check_rest(mut self, is_active: bool) -> Result<Rest, StoreError> {
         // How far it looked like a batch.
         let parsed = self.at;
         let mut rest = Vec::new();
@@ -302,7 +359,7 @@ impl<'a> Journal<'a> {
         let data = &rest[..rest.len() - zeros];
         let start = self.whole;
         if data.is_empty() {
-            return Ok(());
+            return Ok(Rest::Empty);
         }
         // A whole batch does not end in a zero: what was only begun is parsed into the zeros, or to the file's end.
         let is_beginning = parsed > start + data.len() as u64;
@@ -311,14 +368,20 @@ impl<'a> Journal<'a> {
                 journal = %self.path.display(), at = start, bytes = data.len(),
                 "the last write was cut short by a crash, and is dropped"
             );
-            return Ok(());
+            return Ok(Rest::Torn);
         }
-        if is_active && has_hole(data, start) {
+        let is_torn = if self.is_altered {
+            let batch_len = usize::try_from(parsed - start).unwrap_or(usize::MAX);
+            has_lost_page(&rest[..batch_len.min(rest.len())], start)
+        } else {
+            has_hole(data, start)
+        };
+        if is_active && is_torn {
             tracing::warn!(
                 journal = %self.path.display(), at = start, bytes = data.len(),
                 "writes that were not flushed before a power cut are lost"
             );
-            return Ok(());
+            return Ok(Rest::Torn);
         }
         let bytes = data.len();
         Err(damaged(
@@ -335,6 +398,18 @@ fn has_hole(data: &[u8], start: u64) -> bool {
     ends.into_iter().any(|end| {
         let tail = end.checked_sub(HOLE_LEN_MIN).map(|tail_start| &data[tail_start..end]);
         tail.is_some_and(|tail| tail.iter().all(|&byte| byte == 0))
+    })
+}
+
+/// Whether there are zeros that fill pages, and end about where these do.
+fn has_lost_page(batch: &[u8], start: u64) -> bool {
+    let into_page = usize::try_from(start % PAGE_LEN as u64).unwrap_or(0);
+    let mut run_start = 0;
+    batch.chunk_by(|&a, &b| (a == 0) == (b == 0)).any(|run| {
+        let (from, to) = (into_page + run_start, into_page + run_start + run.len());
+        run_start += run.len();
+        let (first, last) = (from.next_multiple_of(PAGE_LEN), to - to % PAGE_LEN);
+        run[0] == 0 && first < last && first - from < HOLE_EDGE_MAX && to - last < HOLE_EDGE_MAX
     })
 }
 

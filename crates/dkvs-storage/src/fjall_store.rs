@@ -25,8 +25,9 @@
 //!   an existing store are reported as damage.
 //! - Damage in journals and in the lists of tables is taken for what a crash leaves. [`fjall_check`] looks first.
 //! - A journal is cut at its first torn entry, as it should be. But if a power cut kept a later part of an
-//!   unsynced tail and lost an earlier one *inside a value*, the checksum fails and the open is refused as
-//!   [`StoreError::Corrupt`]. Commits with `Fsync` leave no unsynced tail of more than one group.
+//!   unsynced tail and lost an earlier one *inside a value*, the checksum fails and the open is refused.
+//!   [`fjall_check`] cuts torn tails off before the engine sees them. Commits with `Fsync` leave no unsynced tail of
+//!   more than one group.
 //! - A compaction that meets a damaged block fails, and poisons the database: reads go on, writes do not, and
 //!   after the next start it is the same again as soon as the same tables are compacted.
 //!
