@@ -87,7 +87,8 @@ pub(crate) struct Args {
 /// What can be done instead of running a server.
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Look at the data of a stopped server: is every record whole, and where it belongs? Changes nothing
+    /// Look at the data of a stopped server: is every record whole, and where it belongs? Changes no record; what a crash has
+    /// cut short is dropped, as at the server's next start
     Check {
         /// The server's data directory
         #[arg(long, value_name = "DIR")]

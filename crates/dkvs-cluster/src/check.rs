@@ -1,7 +1,8 @@
 //! Looks at a store without its server: is everything in it whole, and where it belongs?
 //!
 //! For operators, on a server that is stopped: after a disk has shown errors, after a restore, before an upgrade. It reads
-//! every entry and changes nothing.
+//! every entry and changes none. But the store has to be opened for it, which replays journals and cuts off what a crash has
+//! left of its last writes, as the server's next start would.
 
 use std::fmt;
 
@@ -9,13 +10,15 @@ use bytes::Bytes;
 use dkvs_core::position::Partition;
 use dkvs_storage::{Keyspace, ScanLimit, Store, StoreError};
 
-use crate::damage::{Damage, is_damage};
+use crate::damage::{self, is_damage};
 use crate::hints::{Kept, decode_kept};
 use crate::identity;
 use crate::stored::{Stored, key_of, store_key};
 
 /// Entries read in one go.
 const PAGE: ScanLimit = ScanLimit { entries_max: 1_024, bytes_max: 4 << 20 };
+/// The same on the way to a place that cannot be read.
+const STEP: ScanLimit = ScanLimit { entries_max: 1, ..PAGE };
 
 /// What a store holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,10 +97,22 @@ pub enum Finding {
         /// Why.
         reason: String,
     },
-    /// Part of the store cannot be read at all.
+    /// Part of what the server remembers about itself cannot be read at all. It may refuse to start.
+    MetaUnreadable {
+        /// Why.
+        reason: String,
+    },
+    /// Part of the list of tombstones cannot be read at all: these may never be forgotten.
+    TombstonesUnreadable {
+        /// Why.
+        reason: String,
+    },
+    /// Part of the records cannot be read at all.
     Unreadable {
-        /// The partition from which on.
-        partition: u16,
+        /// The partition in which it begins. Some of its records may have been read.
+        first: u16,
+        /// The partition in which it ends.
+        last: u16,
         /// Why.
         reason: String,
     },
@@ -127,8 +142,14 @@ impl fmt::Display for Finding {
                 write!(f, "some hints for other servers cannot be read: {reason}")
             }
             Self::NoIdentity => write!(f, "the server's identity cannot be read; it will draw a new one"),
-            Self::Unreadable { partition, reason } => {
-                write!(f, "from partition {partition} on: cannot be read: {reason}")
+            Self::MetaUnreadable { reason } => {
+                write!(f, "some of what the server remembers about itself cannot be read: {reason}")
+            }
+            Self::TombstonesUnreadable { reason } => {
+                write!(f, "some of the list of tombstones cannot be read: {reason}")
+            }
+            Self::Unreadable { first, last, reason } => {
+                write!(f, "partitions {first} to {last}: some records cannot be read: {reason}")
             }
         }
     }
@@ -139,46 +160,106 @@ impl fmt::Display for Finding {
 /// # Errors
 /// When the store cannot be read for a reason other than damage.
 pub fn check(store: &impl Store, mut tell: impl FnMut(Finding)) -> Result<Summary, StoreError> {
-    let mut summary = Summary { identity: identity::stored(store)?, ..Summary::default() };
     let mut findings = 0;
     let mut found = |finding| {
         findings += 1;
         tell(finding);
     };
-    let has_meta = !store.scan(Keyspace::Meta, None, ScanLimit { entries_max: 1, bytes_max: 1 })?.is_empty();
-    if has_meta && summary.identity.is_none() {
-        found(Finding::NoIdentity);
-    }
-    let mut after: Option<Bytes> = None;
-    let mut last_partition = None;
-    loop {
-        let page = match store.scan(Keyspace::Records, after.as_deref(), PAGE) {
-            Ok(page) => page,
-            Err(error) if is_damage(&error) => {
-                let partition = after.as_ref().map_or(0, partition_of);
-                found(Finding::Unreadable { partition, reason: error.to_string() });
-                let Some(next) = partition.checked_add(1) else { break };
-                after = Some(Bytes::copy_from_slice(&next.to_be_bytes()));
-                continue;
+    let mut summary = Summary::default();
+    match identity::stored(store) {
+        Ok(identity) => {
+            summary.identity = identity;
+            if identity.is_none() && has_meta(store)? {
+                found(Finding::NoIdentity);
             }
-            Err(error) => return Err(error),
-        };
-        let Some((last, _)) = page.last() else { break };
-        after = Some(last.clone());
-        for (store_key, bytes) in &page {
-            let partition = partition_of(store_key);
+        }
+        // It is met again among the rest.
+        Err(error) if is_damage(&error) => {}
+        Err(error) => return Err(error),
+    }
+    check_records(store, &mut summary, &mut found)?;
+    check_meta(store, &mut found)?;
+    check_hints(store, &mut summary, &mut found)?;
+    read_all(store, Keyspace::Tombstones, |read| {
+        if let Read::Gap { reason, .. } = read {
+            found(Finding::TombstonesUnreadable { reason });
+        }
+    })?;
+    summary.findings = findings;
+    Ok(summary)
+}
+
+/// Whether the server has remembered anything. What is damaged is something.
+fn has_meta(store: &impl Store) -> Result<bool, StoreError> {
+    match store.scan(Keyspace::Meta, None, STEP) {
+        Err(error) if is_damage(&error) => Ok(true),
+        page => Ok(!page?.is_empty()),
+    }
+}
+
+/// What is met in a keyspace.
+enum Read {
+    Entry(Bytes, Bytes),
+    /// Entries that cannot be read, by the first two bytes of where they begin and end.
+    Gap {
+        first: u16,
+        last: u16,
+        reason: String,
+    },
+}
+
+/// Reads all entries of a keyspace that a scan can reach. Where the next one cannot, it goes on with the next two bytes that
+/// places can begin with, which among records is the next partition.
+fn read_all(store: &impl Store, keyspace: Keyspace, mut met: impl FnMut(Read)) -> Result<(), StoreError> {
+    let mut after: Option<Bytes> = None;
+    let mut limit = PAGE;
+    let mut gap: Option<(u16, String)> = None;
+    loop {
+        let place = after.as_ref().map_or(0, partition_of);
+        match store.scan(keyspace, after.as_deref(), limit) {
+            Ok(page) => {
+                if let Some((first, reason)) = gap.take() {
+                    met(Read::Gap { first, last: place.saturating_sub(1), reason });
+                    limit = PAGE;
+                }
+                let Some((last, _)) = page.last() else { return Ok(()) };
+                after = Some(last.clone());
+                page.into_iter().for_each(|(place, value)| met(Read::Entry(place, value)));
+            }
+            Err(error) if !is_damage(&error) => return Err(error),
+            // The entries before the damaged one are read one by one.
+            Err(_) if limit == PAGE => limit = STEP,
+            Err(error) => {
+                let (first, reason) = gap.take().unwrap_or_else(|| (place, error.to_string()));
+                let Some(next) = place.checked_add(1) else {
+                    met(Read::Gap { first, last: place, reason });
+                    return Ok(());
+                };
+                gap = Some((first, reason));
+                after = Some(Bytes::copy_from_slice(&next.to_be_bytes()));
+            }
+        }
+    }
+}
+
+fn check_records(
+    store: &impl Store,
+    summary: &mut Summary,
+    found: &mut impl FnMut(Finding),
+) -> Result<(), StoreError> {
+    let mut last_partition = None;
+    read_all(store, Keyspace::Records, |read| match read {
+        Read::Entry(place, bytes) => {
+            let partition = partition_of(&place);
             if last_partition != Some(partition) {
                 last_partition = Some(partition);
                 summary.partitions += 1;
             }
-            summary.bytes += (store_key.len() + bytes.len()) as u64;
-            check_entry(store_key, bytes, &mut summary, &mut found);
+            summary.bytes += (place.len() + bytes.len()) as u64;
+            check_entry(&place, &bytes, summary, found);
         }
-    }
-    check_list(store, &mut found)?;
-    check_hints(store, &mut summary, &mut found)?;
-    summary.findings = findings;
-    Ok(summary)
+        Read::Gap { first, last, reason } => found(Finding::Unreadable { first, last, reason }),
+    })
 }
 
 fn check_entry(place: &Bytes, bytes: &Bytes, summary: &mut Summary, found: &mut impl FnMut(Finding)) {
@@ -210,21 +291,19 @@ fn check_entry(place: &Bytes, bytes: &Bytes, summary: &mut Summary, found: &mut 
     }
 }
 
-/// What is on the list of damaged records, but has no entry.
-fn check_list(store: &impl Store, found: &mut impl FnMut(Finding)) -> Result<(), StoreError> {
-    let mut after: Option<Bytes> = None;
-    loop {
-        let page = Damage::page(store, after.as_ref())?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = Some(last.clone());
-        for place in &page {
-            let key = key_of(place).unwrap_or_default();
+/// What the server remembers about itself; and what is on the list of damaged records, but has no entry.
+fn check_meta(store: &impl Store, found: &mut impl FnMut(Finding)) -> Result<(), StoreError> {
+    read_all(store, Keyspace::Meta, |read| match read {
+        Read::Entry(place, _) => {
+            let Some(place) = damage::store_key_at(&place) else { return };
+            let key = key_of(&place).unwrap_or_default();
             if store.get(Keyspace::Records, &store_key(&key)).is_ok_and(|entry| entry.is_none()) {
                 let reason = "it was found damaged, and its entry is gone".into();
-                found(Finding::Damaged { key, partition: partition_of(place), reason });
+                found(Finding::Damaged { key, partition: partition_of(&place), reason });
             }
         }
-    }
+        Read::Gap { reason, .. } => found(Finding::MetaUnreadable { reason }),
+    })
 }
 
 /// What is kept for other servers.
@@ -233,29 +312,21 @@ fn check_hints(
     summary: &mut Summary,
     found: &mut impl FnMut(Finding),
 ) -> Result<(), StoreError> {
-    let mut after: Option<Bytes> = None;
-    loop {
-        let page = match store.scan(Keyspace::Hints, after.as_deref(), PAGE) {
-            Err(error) if is_damage(&error) => {
-                found(Finding::HintsUnreadable { reason: error.to_string() });
-                return Ok(());
-            }
-            page => page?,
+    read_all(store, Keyspace::Hints, |read| {
+        let (place, value) = match read {
+            Read::Entry(place, value) => (place, value),
+            Read::Gap { reason, .. } => return found(Finding::HintsUnreadable { reason }),
         };
-        let Some((last, _)) = page.last() else { return Ok(()) };
-        after = Some(last.clone());
-        for (place, value) in page {
-            match decode_kept(&place, &value) {
-                Some(Kept::Hint { record: Some(_), .. }) => summary.hints += 1,
-                Some(Kept::Hint { key, record: None, .. }) => {
-                    let partition = Partition::of_key(&key).number();
-                    found(Finding::DamagedHint { key, partition });
-                }
-                Some(Kept::Dirty(_)) => summary.dirty_partitions += 1,
-                None => found(Finding::NoHint { place }),
+        match decode_kept(&place, &value) {
+            Some(Kept::Hint { record: Some(_), .. }) => summary.hints += 1,
+            Some(Kept::Hint { key, record: None, .. }) => {
+                let partition = Partition::of_key(&key).number();
+                found(Finding::DamagedHint { key, partition });
             }
+            Some(Kept::Dirty(_)) => summary.dirty_partitions += 1,
+            None => found(Finding::NoHint { place }),
         }
-    }
+    })
 }
 
 fn partition_of(place: &Bytes) -> u16 {
@@ -266,7 +337,7 @@ fn partition_of(place: &Bytes) -> u16 {
 mod tests {
     use dkvs_core::record::Record;
     use dkvs_core::version::{Actor, Dot};
-    use dkvs_storage::{Batch, Durability, MemoryStore, Start};
+    use dkvs_storage::{Batch, Durability, FjallConfig, FjallStore, MemoryStore, Start};
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
@@ -350,5 +421,97 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(found[0], Finding::NoIdentity);
         assert!(matches!(&found[1], Finding::Damaged { key, .. } if key == "lost"));
+    }
+
+    /// A store in `dir` with a table of these entries in one keyspace and nothing else, of which one data block is damaged.
+    fn damaged_store(dir: &std::path::Path, damaged: Keyspace, entries: &[(Bytes, Vec<u8>)]) -> FjallStore {
+        let db = fjall::Database::builder(dir).open().unwrap();
+        let keyspaces = Keyspace::ALL
+            .map(|keyspace| db.keyspace(keyspace.name(), fjall::KeyspaceCreateOptions::default).unwrap());
+        let position = Keyspace::ALL.iter().position(|keyspace| *keyspace == damaged).unwrap();
+        let keyspace = &keyspaces[position];
+        for (place, value) in entries {
+            keyspace.insert(&place[..], &value[..]).unwrap();
+        }
+        keyspace.rotate_memtable_and_wait().unwrap();
+        db.persist(fjall::PersistMode::SyncAll).unwrap();
+        drop((keyspaces, db));
+
+        // The engine's own keyspace is the first of all.
+        let tables = dir.join("keyspaces").join((position + 1).to_string()).join("tables");
+        let tables: Vec<_> = std::fs::read_dir(tables).unwrap().map(|table| table.unwrap().path()).collect();
+        assert_eq!(tables.len(), 1, "{tables:?}");
+        let mut bytes = std::fs::read(&tables[0]).unwrap();
+        // Data comes first in a table, and is most of it.
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        std::fs::write(&tables[0], bytes).unwrap();
+        FjallStore::open(dir, &FjallConfig::default()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_records_only_those_in_a_damaged_block_are_not_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys: Vec<String> = (0..400).map(|i| format!("key {i}")).collect();
+        let entry = |key: &String| {
+            let mut bytes = stored(key.as_bytes()).encode();
+            if key == "key 7" || key == "key 9" {
+                bytes[20] ^= 1;
+            }
+            (store_key(key.as_bytes()), bytes)
+        };
+        let store = damaged_store(dir.path(), Keyspace::Records, &keys.iter().map(entry).collect::<Vec<_>>());
+        let can_be_read = |key: &&String| store.get(Keyspace::Records, &store_key(key.as_bytes())).is_ok();
+        let readable = keys.iter().filter(can_be_read).count() as u64;
+        assert!((300..400).contains(&readable), "{readable} keys are beside the damaged block");
+        assert!(keys[7..10].iter().all(|key| can_be_read(&key)), "two of them have damage of their own");
+
+        let mut findings = Vec::new();
+        let summary = check(&store, |finding| findings.push(finding)).unwrap();
+        // The engine looks at two entries more before it gives one out.
+        assert!((readable - 4..=readable - 2).contains(&summary.records), "{summary:?} {findings:?}");
+        assert_eq!((summary.findings, findings.len()), (3, 3), "{findings:?}");
+        let is_own = |finding: &&Finding| matches!(finding, Finding::Damaged { key, .. } if key.len() == 5);
+        assert_eq!(findings.iter().filter(is_own).count(), 2, "{findings:?}");
+        let gap = findings.iter().find_map(|finding| {
+            if let Finding::Unreadable { first, last, .. } = finding { Some(*first..=*last) } else { None }
+        });
+        let gap = gap.unwrap();
+        for key in keys.iter().filter(|key| !can_be_read(key)) {
+            assert!(gap.contains(&Partition::of_key(key.as_bytes()).number()), "{key}: {findings:?}");
+        }
+        store.close().await.unwrap();
+    }
+
+    /// The keyspace that has a gap.
+    fn unreadable(finding: &Finding) -> Option<Keyspace> {
+        match finding {
+            Finding::Unreadable { .. } => Some(Keyspace::Records),
+            Finding::MetaUnreadable { .. } => Some(Keyspace::Meta),
+            Finding::HintsUnreadable { .. } => Some(Keyspace::Hints),
+            Finding::TombstonesUnreadable { .. } => Some(Keyspace::Tombstones),
+            Finding::Damaged { .. }
+            | Finding::Incomplete { .. }
+            | Finding::Misplaced { .. }
+            | Finding::BeyondLease { .. }
+            | Finding::NoIdentity
+            | Finding::DamagedHint { .. }
+            | Finding::NoHint { .. } => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_block_is_found_in_every_keyspace() {
+        for keyspace in Keyspace::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let place = |i| store_key(format!("key {i}").as_bytes());
+            let entries: Vec<_> = (0..400).map(|i| (place(i), vec![b'v'; 100])).collect();
+            let store = damaged_store(dir.path(), keyspace, &entries);
+            let mut findings = Vec::new();
+            check(&store, |finding| findings.push(finding)).unwrap();
+            let gaps: Vec<_> = findings.iter().filter_map(unreadable).collect();
+            assert_eq!(gaps, [keyspace]);
+            store.close().await.unwrap();
+        }
     }
 }

@@ -141,6 +141,7 @@ fn place(store_key: &Bytes) -> Bytes {
     [PREFIX, store_key].concat().into()
 }
 
-fn store_key_at(place: &Bytes) -> Option<Bytes> {
+/// Which record a place in [`Keyspace::Meta`] is about, if it is on the list.
+pub(crate) fn store_key_at(place: &Bytes) -> Option<Bytes> {
     place.starts_with(PREFIX).then(|| place.slice(PREFIX.len()..))
 }

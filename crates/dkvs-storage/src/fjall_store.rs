@@ -181,7 +181,9 @@ impl Store for FjallStore {
         let range = (start, Bound::<&[u8]>::Unbounded);
         let mut entries = Vec::new();
         let mut bytes = 0;
-        for guard in view.snapshot.range::<&[u8], _>(&view.keyspaces[keyspace.index()], range) {
+        let found = view.snapshot.range::<&[u8], _>(&view.keyspaces[keyspace.index()], range);
+        // An entry beyond the limit is not read: it may be damaged.
+        for guard in found.take(limit.entries_max) {
             let (key, value) = guard.into_inner().map_err(|e| error("scan", &self.dir, e))?;
             let entry_len = key.len() + value.len();
             if !limit.admits(entries.len(), bytes, entry_len) {
