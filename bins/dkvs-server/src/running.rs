@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use dkvs_cluster::{Server, ServerConfig};
+use dkvs_cluster::{ReplicaError, Server, ServerConfig};
 use dkvs_net::Port;
 use dkvs_storage::{DataDir, DataDirError, FjallConfig, FjallStore, MemoryStore, Start, StoreError};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -114,7 +114,13 @@ impl Running {
         initial: Vec<(Bytes, Bytes)>,
         config: ServerConfig,
     ) -> anyhow::Result<Self> {
-        let failed = |error| anyhow!("cannot start on {}: {error}", config.data_dir);
+        let failed = |error| {
+            let advice = match &error {
+                ReplicaError::Storage(error) => store_advice(error),
+                ReplicaError::Refused(_) | ReplicaError::Damaged => "",
+            };
+            anyhow!("cannot start on {}: {error}{advice}", config.data_dir)
+        };
         match data {
             Data::Disk { dir, store, start } => {
                 let server =

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use dkvs::Client;
 use dkvs_storage::{Batch, Durability, FjallConfig, FjallStore, Keyspace, ScanLimit, Store};
-use support::{Ended, start, up_on_free_port};
+use support::{Ended, refused, start, up_on_free_port};
 
 /// Has the directory looked at, which ends without a banner.
 fn check(directory: &Path) -> Ended {
@@ -68,6 +68,54 @@ async fn a_check_tells_what_is_there_what_is_damaged_and_changes_nothing() {
     assert!(damaged.stdout.contains("not stopped cleanly, or copied"), "{damaged:?}");
     assert!(damaged.stdout.contains("damaged: ") && damaged.stdout.contains("partition "), "{damaged:?}");
     assert!(damaged.stdout.contains("wrong      1: start the server"), "{damaged:?}");
+}
+
+/// Fills what the server remembers about itself until the engine makes a table of it, and flips a bit in its first block.
+async fn damage_meta(directory: &Path) {
+    let data = directory.join("data/store");
+    let store = FjallStore::open(&data, &FjallConfig::default()).unwrap();
+    for i in 0..40 {
+        let mut batch = Batch::new();
+        batch.put(Keyspace::Meta, format!("z{i}"), vec![b'v'; 1 << 20]);
+        store.commit(batch, Durability::Memory).await.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let tables = std::fs::read_dir(data.join("keyspaces/2/tables")).unwrap();
+    for table in tables.map(|table| table.unwrap().path()) {
+        let mut bytes = std::fs::read(&table).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(&table, bytes).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn damage_in_what_a_server_remembers_is_found_and_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let arguments =
+        |port: u16| ["127.0.0.1", &port.to_string(), "--data-dir", "data"].map(str::to_owned).to_vec();
+    let (process, port) = up_on_free_port(directory, arguments);
+    let client = Client::connect(&format!("127.0.0.1:{port}")).await.unwrap();
+    client.put("color", "green").await.unwrap();
+    assert_eq!(process.end_with("TERM").status, Some(0));
+
+    damage_meta(directory).await;
+    let found = check(directory);
+    assert_eq!(found.status, Some(1), "{found:?}");
+    assert!(
+        found.stdout.contains("some of what the server remembers about itself cannot be read"),
+        "{found:?}"
+    );
+
+    let arguments = arguments(port);
+    let (status, error) = refused(directory, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(status, Some(1), "{error}");
+    assert!(
+        error.contains("error: cannot start on ") && error.contains("data/store is damaged, "),
+        "{error}"
+    );
+    assert!(error.contains("start with an empty one"), "{error}");
 }
 
 #[test]

@@ -39,8 +39,10 @@ use std::{
 };
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-/// Ends each batch. Its last byte is the version of the format.
-const BATCH_MAGIC: &[u8; 4] = b"FJL\x03";
+/// Its last byte is the version of the format.
+const FORMAT: &[u8; 4] = b"FJL\x03";
+/// Ends each batch.
+const BATCH_MAGIC: &[u8; 4] = FORMAT;
 /// What a file system writes as a whole, and may lose with the power.
 const PAGE_LEN: usize = 4_096;
 /// So many zeros before the end of a page are not a coincidence.
@@ -63,6 +65,7 @@ pub(crate) fn check(dir: &Path) -> Result<(), StoreError> {
     if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().ok().map(File::try_lock) {
         return Err(StoreError::InUse { path: dir.into() });
     }
+    check_format(&dir.join("version"))?;
     check_keyspaces(&dir.join("keyspaces"))?;
     check_journals(dir)
 }
@@ -91,6 +94,16 @@ fn numbered<N: Ord>(dir: &Path, number: impl Fn(&str) -> Option<N>) -> Result<Ve
     }
     found.sort();
     Ok(found)
+}
+
+/// The engine refuses another format as well, but does not say in which file it found it.
+fn check_format(path: &Path) -> Result<(), StoreError> {
+    let text = fs::read(path).map_err(unreadable(path))?;
+    if text.starts_with(FORMAT) {
+        Ok(())
+    } else {
+        Err(damaged(path, "it names another format than the engine's"))
+    }
 }
 
 fn check_keyspaces(dir: &Path) -> Result<(), StoreError> {

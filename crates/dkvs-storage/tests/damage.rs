@@ -154,6 +154,11 @@ async fn a_flipped_bit_in_any_file_never_makes_a_wrong_answer() {
                 noticed += 1;
                 let damage = matches!(error, StoreError::Corrupt { .. });
                 assert!(damage && !error.to_string().contains("panicked"), "{what} was told as: {error}");
+                let is_named = error.to_string().contains(&*file.to_string_lossy());
+                assert!(
+                    is_named || !file.ends_with("version"),
+                    "{what} is not where the message says: {error}"
+                );
             }
         }
         println!("{}: {noticed} of {} noticed", file.display(), places.len());
