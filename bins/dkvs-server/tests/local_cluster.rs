@@ -63,6 +63,9 @@ async fn what_was_acknowledged_outlives_a_clean_stop_and_a_kill() {
     let ended = third.end_with("INT");
     assert_eq!(ended.status, Some(0), "{ended:?}");
     assert_eq!(ended.stderr.matches("start=Unclean").count(), 6, "{ended:?}");
+    let tells_what_is_there =
+        |line: &&str| ["WARN", "incarnation=", "keys=", "bytes="].iter().all(|part| line.contains(part));
+    assert_eq!(ended.stderr.lines().filter(tells_what_is_there).count(), 3, "{ended:?}");
 }
 
 #[test]

@@ -216,7 +216,15 @@ impl<T: Store> Replica<T> {
             Writer::new(store.clone(), identity, clock, config, gauges.clone(), ledgers)?;
         let Totals { keys, tombstones, bytes } = *totals.borrow();
         let (incarnation, damaged) = (format_args!("{incarnation:016x}"), damage.waiting());
-        tracing::info!(?start, incarnation, keys, tombstones, bytes, damaged, "replica opened");
+        match start {
+            Start::New | Start::Clean => {
+                tracing::info!(?start, incarnation, keys, tombstones, bytes, damaged, "replica opened");
+            }
+            // Whoever sees that it was not clean wants to know what is there.
+            Start::Unclean => {
+                tracing::warn!(?start, incarnation, keys, tombstones, bytes, damaged, "replica recovered");
+            }
+        }
         tokio::spawn(writer.run(queue, limits.batch_max, stopping));
         let room = Arc::new(Semaphore::new(room_units));
         Ok(Self {
