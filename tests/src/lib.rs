@@ -232,10 +232,10 @@ impl Cluster {
         self.run(server, port, start).await;
     }
 
-    /// Starts a killed server on an empty store.
+    /// Starts a killed server on an empty store, which it takes for its first.
     pub async fn restart_wiped(&mut self, server: ServerIndex) {
         self.members[server.as_usize()].store = Arc::default();
-        self.restart(server).await;
+        self.start_again(server, Start::New).await;
     }
 
     /// Sets a server's wall clock wrong by this much.
