@@ -456,7 +456,11 @@ impl Worker {
     fn judge(&self, error: &Error) {
         match error {
             Error::Unknown(_) | Error::Unavailable(_) => {}
-            Error::Usage(_) | Error::Connect { .. } | Error::WrongRing { .. } | Error::Refused { .. } => {
+            Error::Usage(_)
+            | Error::Connect { .. }
+            | Error::WrongRing { .. }
+            | Error::Refused { .. }
+            | Error::TooManySiblings { .. } => {
                 self.work.record.trouble(format_args!("a client was told: {error}"));
             }
         }

@@ -188,7 +188,11 @@ impl Writer {
     fn judge(&self, error: &Error) {
         match error {
             Error::Unknown(_) | Error::Unavailable(_) => {}
-            Error::Usage(_) | Error::Connect { .. } | Error::WrongRing { .. } | Error::Refused { .. } => {
+            Error::Usage(_)
+            | Error::Connect { .. }
+            | Error::WrongRing { .. }
+            | Error::Refused { .. }
+            | Error::TooManySiblings { .. } => {
                 self.board.trouble(format!("a writer was told: {error}"));
             }
         }
