@@ -3,7 +3,7 @@
 //! gets of keys that it may lack, which make it take them before they answer.
 //!
 //! ```sh
-//! unshare --net sh -c 'ip link set lo up; cargo bench --offline -p dkvs-tests --bench repair'
+//! unshare --net sh -c 'ip link set lo up; cargo bench -p dkvs-tests --bench repair'
 //! ```
 //! Bytes are those of the loopback interface, with the headers of IP, UDP and TCP, so nothing else should run on it: hence the
 //! network namespace. `KEYS=100000` makes it shorter. It ends with an error when the first two are more than they may be; how long
