@@ -297,7 +297,6 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         deadline: Instant,
         start: Instant,
     ) -> Result<ClientAnswer, Failure> {
-        let owners = cast.owners();
         check_ttl(&put).map_err(Failure::Refused)?;
         let body = match put.body {
             PutBody::Value(value) if value.len() > self.value_len_max => {
@@ -318,8 +317,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let event = self.replica.event_in(hint_for, key, seen, write, validity.clone(), durability);
         let mut event = match timeout_at(deadline, event).await {
             Ok(Ok(event)) => event,
-            Ok(Err(error)) => return Err(self.own_failure(error, owners, put.w, start)),
-            Err(_) => return Err(self.unanswered(owners, put.w, start)),
+            Ok(Err(error)) => return Err(self.own_failure(error, put.w, start)),
+            Err(_) => {
+                let asked = vec![(self.me, OwnerAnswer::TimedOut)];
+                return Err(missed(put.w, asked, Vec::new(), start));
+            }
         };
         let mut quorum = self.replicate(&put.key, &event.record, cast, put.w, deadline, terms).await;
         if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
@@ -334,7 +336,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 }
                 // Somebody has read this put's value and replaced it: it is held, and over.
                 Ok(None) => {}
-                Err(error) => return Err(self.unknown(error, owners, put.w, start)),
+                Err(error) => return Err(self.unknown(error, put.w, start)),
             }
         }
         let stand_ins = stand_ins(quorum.stand_ins());
@@ -707,31 +709,18 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
 
     /// This server's own part failed, before anything left for another. Only of a commit that failed nobody knows what is
     /// left.
-    fn own_failure(
-        &self,
-        error: ReplicaError,
-        owners: &[ServerIndex],
-        needed: u16,
-        start: Instant,
-    ) -> Failure {
+    fn own_failure(&self, error: ReplicaError, needed: u16, start: Instant) -> Failure {
         match error {
-            ReplicaError::Storage(StoreError::Unknown { .. }) => self.unknown(error, owners, needed, start),
+            ReplicaError::Storage(StoreError::Unknown { .. }) => self.unknown(error, needed, start),
             ReplicaError::Refused(_) | ReplicaError::Storage(_) | ReplicaError::Damaged => {
                 Failure::Refused(error.refusal())
             }
         }
     }
 
-    /// This server could not do its part of a write that others may hold.
-    fn unknown(&self, error: ReplicaError, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
-        let mut quorum: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
-        quorum.failed(self.me, OwnerAnswer::Refused(error.refusal()));
-        missed(needed, report(quorum.answers()), Vec::new(), start)
-    }
-
-    fn unanswered(&self, owners: &[ServerIndex], needed: u16, start: Instant) -> Failure {
-        let nobody: WriteQuorum<OwnerAnswer> = WriteQuorum::new(owners, needed.into());
-        missed(needed, report(nobody.answers()), Vec::new(), start)
+    /// This server could not do its part of a write, of which others may hold something.
+    fn unknown(&self, error: ReplicaError, needed: u16, start: Instant) -> Failure {
+        missed(needed, vec![(self.me, OwnerAnswer::Refused(error.refusal()))], Vec::new(), start)
     }
 
     async fn get(self: &Arc<Self>, get: Get) -> Result<ClientAnswer, Failure> {

@@ -17,7 +17,7 @@ pub struct EndpointConfig {
     pub outbox_len_max: usize,
     /// Callers whose answers are remembered so that nothing is executed twice.
     pub sessions_max: usize,
-    /// Streams served at one time.
+    /// Streams served at one time. If all are taken, one that waits for its next request gives way to a new one.
     pub streams_max: usize,
     /// Bytes of requests that streams may hold at one time, and of answers that callers may be reading from streams; one more
     /// waits.

@@ -27,6 +27,7 @@ use crate::proof::AddressProofs;
 use crate::serve;
 use crate::sessions::Sessions;
 use crate::socket::Socket;
+use crate::stream_places::StreamPlaces;
 use crate::streams::{self, IdleStreams};
 use crate::validity::{ExpiryClock, Validity};
 
@@ -203,7 +204,7 @@ pub(crate) struct Shared<S: Socket> {
     pub(crate) idle_streams: IdleStreams<S::Stream>,
     /// Not a `watch`, which wakes those that wait in a random order: the simulator could not repeat a run.
     pub(crate) closed: CancellationToken,
-    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) streams: StreamPlaces,
     pub(crate) stream_room: Semaphore,
     pub(crate) answer_room: Semaphore,
     pub(crate) client_requests: Places,
@@ -238,7 +239,6 @@ impl Places {
 #[derive(Debug)]
 pub(crate) struct Gauges {
     pub(crate) challenges: Gauge,
-    pub(crate) streams: Gauge,
     pub(crate) stream_bytes: Gauge,
     pub(crate) answer_bytes: Gauge,
 }
@@ -247,7 +247,6 @@ impl Gauges {
     fn new(config: &EndpointConfig) -> Self {
         Self {
             challenges: Gauge::new(serve::CHALLENGES_MAX),
-            streams: Gauge::new(config.streams_max),
             stream_bytes: Gauge::new(streams::room_len(config)),
             answer_bytes: Gauge::new(streams::room_len(config)),
         }
@@ -280,7 +279,7 @@ impl<S: Socket> Endpoint<S> {
             outbox: Outbox::new(config.outbox_len_max),
             client_requests: Places::new(config.requests_max),
             other_requests: Places::new(config.requests_max),
-            streams: Arc::new(Semaphore::new(config.streams_max)),
+            streams: StreamPlaces::new(config.streams_max),
             stream_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
             answer_room: Semaphore::new(config.stream_bytes_max / streams::ROOM_UNIT_LEN),
             gauges: Gauges::new(&config),
@@ -318,14 +317,15 @@ impl<S: Socket> Endpoint<S> {
     /// How full everything here is that has a limit, and was at most.
     #[must_use]
     pub fn levels(&self) -> Vec<Level> {
-        let Shared { outbox, gauges, idle_streams, client_requests, other_requests, .. } = &*self.shared;
+        let Shared { outbox, gauges, idle_streams, streams, client_requests, other_requests, .. } =
+            &*self.shared;
         let mut levels = vec![
             outbox.gauge.level("outbox"),
             idle_streams.gauge.level("idle_streams"),
             client_requests.gauge.level("client_requests"),
             other_requests.gauge.level("other_requests"),
             gauges.challenges.level("challenges"),
-            gauges.streams.level("streams"),
+            streams.gauge.level("streams"),
             gauges.stream_bytes.level("stream_bytes"),
             gauges.answer_bytes.level("answer_bytes"),
         ];

@@ -21,7 +21,7 @@
 //!   deadline, or is a lost datagram.
 //!
 //! Reading order: [`socket`] (the world), [`gauges`], `proof`, `sessions` and [`validity`] (whom to serve, how often, how late), `outbox`, `peers` (calls in
-//! flight), [`endpoint`], `calls`, `serve`; then `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
+//! flight), [`endpoint`], `calls`, `serve`; then `stream_places`, `streams`, [`port`] (real sockets) and [`faults`] (bad networks for tests).
 //!
 //! What it leaves out: congestion control. A server answers what it is asked, and callers are bounded; a path
 //! narrower than that shows as loss and is met by exponential backoff only.
@@ -47,6 +47,8 @@ pub mod endpoint;
 mod calls;
 
 mod serve;
+
+mod stream_places;
 
 mod streams;
 

@@ -35,6 +35,7 @@ use crate::lock;
 use crate::peers::PEERS_MAX;
 use crate::serve::Admitted;
 use crate::socket::Socket;
+use crate::stream_places::StreamPlace;
 
 /// Connections kept for one peer while nobody uses them. One more is closed instead.
 const IDLE_PER_PEER_MAX: usize = 8;
@@ -215,34 +216,52 @@ impl<S: Socket> Shared<S> {
     async fn serve_stream<V: Service>(
         self: &Arc<Self>,
         mut stream: S::Stream,
+        mut place: StreamPlace,
         from: SocketAddr,
         service: &V,
     ) -> io::Result<()> {
         let mut preface = [0; STREAM_PREFACE_LEN];
         timeout(self.config.stream_idle_max, stream.read_exact(&mut preface)).await??;
         let session = parse_stream_preface(&preface).map_err(|e| malformed(&e.to_string()))?;
+        let idle_max = self.config.stream_idle_max;
+        let mut head = timeout(idle_max, read_header(&mut stream)).await??;
         loop {
-            let idle_max = self.config.stream_idle_max;
-            let (header, oldest, checksum) = timeout(idle_max, read_header(&mut stream)).await??;
-            // Held until the request is answered: all streams together hold no more than their budget.
-            let room = self.room_for(header.body_len, &self.stream_room, &self.gauges.stream_bytes);
-            let _room = timeout(idle_max, room).await?;
-            let body = timeout(idle_max, read_body(&mut stream, header.body_len, checksum)).await??;
-            lock(&self.sessions).seen(session, oldest);
-            let frame = Frame { kind: header.kind, id: header.id, expires: 0, body: &body };
-            let (kind, body) = match self.admit(session, &frame) {
-                Admitted::Execute(request, validity, permit) => {
-                    let answer = self.execute(service, from, session, header.id, request, validity).await;
-                    drop(permit);
-                    answer
-                }
-                Admitted::Answer(kind, body) => (kind, body),
-                Admitted::Expired => (Kind::Overloaded, Bytes::new()),
-                Admitted::Ignore => return Err(malformed("not a request")),
-            };
-            let answer = Frame::answer(kind, header.id, &body);
-            timeout(idle_max, write_frame(&mut stream, &answer)).await??;
+            self.serve_request(&mut stream, session, head, from, service).await?;
+            let next = timeout(idle_max, read_header(&mut stream));
+            let Some((kept, next)) = self.streams.wait(place, next).await else { return Ok(()) };
+            (place, head) = (kept, next??);
         }
+    }
+
+    /// Reads the rest of a request and answers it.
+    async fn serve_request<V: Service>(
+        self: &Arc<Self>,
+        stream: &mut S::Stream,
+        session: u64,
+        (header, oldest, checksum): (FrameHeader, u64, Checksum),
+        from: SocketAddr,
+        service: &V,
+    ) -> io::Result<()> {
+        let idle_max = self.config.stream_idle_max;
+        // Held until the request is answered: all streams together hold no more than their budget.
+        let room = self.room_for(header.body_len, &self.stream_room, &self.gauges.stream_bytes);
+        let _room = timeout(idle_max, room).await?;
+        let body = timeout(idle_max, read_body(stream, header.body_len, checksum)).await??;
+        lock(&self.sessions).seen(session, oldest);
+        let frame = Frame { kind: header.kind, id: header.id, expires: 0, body: &body };
+        let (kind, body) = match self.admit(session, &frame) {
+            Admitted::Execute(request, validity, permit) => {
+                let answer = self.execute(service, from, session, header.id, request, validity).await;
+                drop(permit);
+                answer
+            }
+            Admitted::Answer(kind, body) => (kind, body),
+            Admitted::Expired => (Kind::Overloaded, Bytes::new()),
+            Admitted::Ignore => return Err(malformed("not a request")),
+        };
+        let answer = Frame::answer(kind, header.id, &body);
+        timeout(idle_max, write_frame(stream, &answer)).await??;
+        Ok(())
     }
 
     /// Waits for a share of a budget for bodies.
@@ -278,23 +297,20 @@ pub(crate) async fn accept_loop<S: Socket, V: Service>(shared: Arc<Shared<S>>, s
                 continue;
             }
         };
-        let Ok(permit) = shared.streams.clone().try_acquire_owned() else {
+        let Some(place) = shared.streams.take() else {
             Counters::count(&shared.counters.overloaded);
-            shared.gauges.streams.was_full();
             continue;
         };
         let (shared, service) = (shared.clone(), service.clone());
         tokio::spawn(async move {
-            let _served = Gauge::hold(&shared.gauges.streams, 1);
             let served = tokio::select! {
                 biased;
                 () = shared.closed.cancelled() => Ok(()),
-                served = shared.serve_stream(stream, from, &*service) => served,
+                served = shared.serve_stream(stream, place, from, &*service) => served,
             };
             if let Err(error) = served {
                 tracing::debug!(%from, %error, "stream ended");
             }
-            drop(permit);
         });
     }
 }

@@ -241,6 +241,29 @@ async fn a_caller_by_stream_says_which_answers_it_has_had() {
     assert!(answers.peak <= 2, "{answers:?}");
 }
 
+/// Each caller keeps its connection for later; together they keep more than the server has room for.
+#[tokio::test]
+async fn connections_that_are_kept_give_way_to_new_ones() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig { streams_max: 2, ..Default::default() }).await;
+    let to = server.local_addr();
+    let mut callers = Vec::new();
+    for number in 0..4 {
+        let caller = caller().await;
+        let answer = caller.call_by_stream(to, &put(number, "v"), patience()).await;
+        assert!(answer.is_ok(), "caller {number}: {answer:?}");
+        callers.push(caller);
+    }
+    for (number, caller) in (4..).zip(&callers) {
+        let answer = caller.call_by_stream(to, &put(number, "v"), patience()).await;
+        assert!(answer.is_ok(), "caller {number}, whose connection may have been closed: {answer:?}");
+    }
+    assert_eq!(service.executed(), Vec::from_iter(0..8));
+    let levels = server.levels();
+    let streams = levels.iter().find(|level| level.name == "streams").unwrap();
+    assert_eq!(streams.peak, 2, "{streams:?}");
+}
+
 /// A caller made of bytes, of which each session is another one to the server.
 struct Raw {
     socket: UdpSocket,

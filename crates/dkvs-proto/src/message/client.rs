@@ -149,7 +149,7 @@ pub enum Failure {
 pub struct QuorumMissed {
     /// How many owners had to answer.
     pub needed: u16,
-    /// Each owner's part.
+    /// The part of each owner that was asked. A coordinator that fails at its own part asks nobody else.
     #[serde(with = "wire::list")]
     pub owners: Vec<(ServerIndex, OwnerAnswer)>,
     /// How long the coordinator waited, in milliseconds.
