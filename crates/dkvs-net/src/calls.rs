@@ -8,7 +8,8 @@ use dkvs_proto::codec::CodecError;
 use dkvs_proto::envelope::ENVELOPE_HEADER_LEN;
 use dkvs_proto::frame::{Frame, Kind};
 use dkvs_proto::limits::BODY_LEN_MAX;
-use dkvs_proto::message::Answer;
+use dkvs_proto::message::replica::ReplicaRequest;
+use dkvs_proto::message::{Answer, Request};
 use rand::RngExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -17,6 +18,7 @@ use crate::endpoint::{Answered, CallError, Counters, Patience, Shared};
 use crate::lock;
 use crate::peers::{Expiry, Heard};
 use crate::socket::Socket;
+use crate::streams::{Streamed, expires_by_stream};
 
 /// A call that is registered, until dropped.
 pub(crate) struct Begun<'a, S: Socket> {
@@ -94,15 +96,50 @@ impl<S: Socket> Shared<S> {
             }
         };
         let answer = match heard {
-            Heard::Answer(kind, body) => read_answer(kind, &body),
-            Heard::Overloaded => Err(CallError::Overloaded { repeated: times_sent > 1 }),
+            Heard::Answer(kind, body) => read_answer(kind, &body)?,
+            Heard::Overloaded => return Err(CallError::Overloaded { repeated: times_sent > 1 }),
             Heard::UseStream => {
                 let frame = Frame { kind, id: call.id, expires: 0, body };
-                let stream_call = self.call_by_stream(to, frame, times_sent > 0);
-                timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
+                let answered = self.call_by_stream(to, frame, patience.deadline, times_sent > 0).await?;
+                maybe_done_before |= answered.maybe_done_before;
+                answered.answer
             }
         };
-        Ok(Answered { answer: answer?, maybe_done_before })
+        Ok(Answered { answer, maybe_done_before })
+    }
+
+    /// Asks by stream, until `deadline`. A request that expires there is not sent before the server's clock is known, which
+    /// only datagrams tell: if need be, the server is asked for a sign of life first.
+    /// `sent_before`: the request has been sent already, by datagram.
+    pub(crate) async fn call_by_stream(
+        &self,
+        to: SocketAddr,
+        frame: Frame<'_>,
+        deadline: Instant,
+        sent_before: bool,
+    ) -> Result<Answered, CallError> {
+        let asking = async {
+            if expires_by_stream(frame.kind) && !lock(&self.peers).knows_clock(to) {
+                self.hear_clock(to, deadline).await?;
+            }
+            match self.ask_by_stream(to, frame, sent_before).await? {
+                Streamed::Answered(answered) => return Ok(answered),
+                Streamed::Expired => {}
+            }
+            // The server was restarted, or was not heard of for so long that its clock is not known well enough.
+            self.hear_clock(to, deadline).await?;
+            match self.ask_by_stream(to, frame, sent_before).await? {
+                Streamed::Answered(answered) => Ok(answered),
+                Streamed::Expired => Err(CallError::Overloaded { repeated: sent_before }),
+            }
+        };
+        timeout_at(deadline, asking).await.unwrap_or(Err(CallError::TimedOut))
+    }
+
+    /// Has a server tell its clock if it has not told it for as long as a proof lives, or was restarted since.
+    async fn hear_clock(&self, to: SocketAddr, deadline: Instant) -> Result<(), CallError> {
+        let (kind, body) = Request::Replica(ReplicaRequest::Ping).encode();
+        Box::pin(self.call(to, kind, &body, Patience::until(deadline))).await.map(drop)
     }
 
     /// The frame's bytes, unless it is too long for a datagram.

@@ -382,19 +382,21 @@ impl<S: Socket> Endpoint<S> {
         check_len(&body)?;
         let call = self.shared.begin(to, &patience, |_, _| None)?;
         let frame = Frame { kind, id: call.id, expires: 0, body: &body };
-        let stream_call = self.shared.call_by_stream(to, frame, false);
-        timeout_at(patience.deadline, stream_call).await.unwrap_or(Err(CallError::TimedOut))
+        let answered = self.shared.call_by_stream(to, frame, patience.deadline, false).await?;
+        Ok(answered.answer)
     }
 
     /// Takes no new requests, lets those being served finish until `deadline`, sends their answers, and stops.
     pub async fn close(&self, deadline: Instant) {
         let all = u32::try_from(self.shared.config.requests_max).unwrap_or(u32::MAX);
         // While this waits, requests that come find no permit and are answered as overloaded.
+        let mut all_served = Vec::new();
         for places in [&self.shared.client_requests, &self.shared.other_requests] {
-            let _all_served = timeout_at(deadline, places.free.acquire_many(all)).await;
+            all_served.extend(timeout_at(deadline, places.free.acquire_many(all)).await);
         }
         let _all_sent = timeout_at(deadline, self.shared.send_queued()).await;
         self.abort();
+        drop(all_served);
     }
 
     /// Stops at once: nothing more is sent, received or served.

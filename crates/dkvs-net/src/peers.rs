@@ -138,6 +138,20 @@ impl Peers {
         (id, frame)
     }
 
+    /// Whether a destination has told its clock.
+    pub(crate) fn knows_clock(&self, to: SocketAddr) -> bool {
+        self.peers.get(&to).is_some_and(|peer| peer.clock.is_some())
+    }
+
+    /// When a call's request expires, on the receiver's clock, if its caller waits until it gives it up at last.
+    pub(crate) fn expires(&self, to: SocketAddr, id: u64) -> u64 {
+        let peer = self.peers.get(&to);
+        let call =
+            peer.and_then(|peer| peer.calls.get(&id).map(|call| (peer.clock, call.expiry.until(true))));
+        let (clock, until) = call.unwrap_or((None, Instant::now()));
+        expires(clock, until)
+    }
+
     /// A call's request as it is to be sent again.
     pub(crate) fn repetition(&mut self, to: SocketAddr, id: u64) -> Option<Arc<[u8]>> {
         let peer = self.peers.get_mut(&to)?;

@@ -8,7 +8,8 @@
 //! requests that run side by side use several. TCP's handshake has proved the caller's address.
 //!
 //! A request keeps its session and id on whatever connection it comes, so a retry over a new connection is known as
-//! a retry. Requests do not expire here; in the place of the expiry stands what a datagram's envelope says, the oldest id
+//! a retry. What a server asks of another expires, as by datagram: a merge that lay in a connection for minutes could bring back what was
+//! forgotten meanwhile. The requests of clients do not; in the place of the expiry stands what a datagram's envelope says, the oldest id
 //! that the session still waits for. Without it, answers to puts would be remembered for too short or too long.
 
 use std::collections::BTreeMap;
@@ -29,13 +30,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::calls::read_answer;
 use crate::config::EndpointConfig;
-use crate::endpoint::{CallError, Counters, Service, Shared};
+use crate::endpoint::{Answered, CallError, Counters, Service, Shared};
 use crate::gauges::{Gauge, Held};
 use crate::lock;
 use crate::peers::PEERS_MAX;
 use crate::serve::Admitted;
 use crate::socket::Socket;
 use crate::stream_places::StreamPlace;
+use crate::validity::NEVER;
 
 /// Connections kept for one peer while nobody uses them. One more is closed instead.
 const IDLE_PER_PEER_MAX: usize = 8;
@@ -120,8 +122,8 @@ fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Reads a frame's header, and of a request what stands in the place of its expiry: on a stream, the oldest id that the
-/// session still waits for.
+/// Reads a frame's header, and of a request its expiry, or what stands in its place: the oldest id that the session still
+/// waits for.
 async fn read_header<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<(FrameHeader, u64, Checksum)> {
     let mut head = [0; FRAME_HEADER_LEN];
     from.read_exact(&mut head).await?;
@@ -151,46 +153,88 @@ async fn read_body<R: AsyncRead + Unpin>(
     Ok(body.into())
 }
 
+/// Whether requests of a kind expire on the stream lane.
+pub(crate) fn expires_by_stream(kind: Kind) -> bool {
+    kind == Kind::ReplicaRequest
+}
+
+/// What came of a request by stream.
+pub(crate) enum Streamed {
+    Answered(Answered),
+    /// It had expired, by the server's clock.
+    Expired,
+}
+
+/// What came of one request on one connection.
+enum Exchanged {
+    Answered(Result<Answer, CallError>),
+    Expired,
+    Overloaded,
+}
+
+impl Exchanged {
+    /// `sent_before`: the request had been sent already, in whatever way. `broke`: on a connection that broke. Then a server that has
+    /// ended since may have executed it.
+    fn streamed(self, sent_before: bool, broke: bool) -> Result<Streamed, CallError> {
+        match self {
+            Self::Answered(answer) => {
+                Ok(Streamed::Answered(Answered { answer: answer?, maybe_done_before: broke }))
+            }
+            Self::Expired => Ok(Streamed::Expired),
+            Self::Overloaded => Err(CallError::Overloaded { repeated: sent_before }),
+        }
+    }
+}
+
 impl<S: Socket> Shared<S> {
     /// Asks by stream. A kept connection that turns out to be closed is replaced; the request's id makes that safe.
     /// `sent_before`: the request has been sent already, by datagram.
-    pub(crate) async fn call_by_stream(
+    pub(crate) async fn ask_by_stream(
         &self,
         to: SocketAddr,
         frame: Frame<'_>,
         sent_before: bool,
-    ) -> Result<Answer, CallError> {
-        let mut sent = sent_before;
+    ) -> Result<Streamed, CallError> {
+        let mut broke = false;
         while let Some(mut idle) = self.idle_streams.take(to) {
             if has_ended(&mut idle) {
                 continue;
             }
-            if let Ok(answer) = self.exchange(to, &mut idle, &frame, sent).await {
-                self.idle_streams.keep(to, idle);
-                return answer;
+            match self.exchange(to, &mut idle, &frame).await {
+                Ok(exchanged) => {
+                    self.idle_streams.keep(to, idle);
+                    return exchanged.streamed(sent_before || broke, broke);
+                }
+                Err(_) => broke = true,
             }
-            sent = true;
         }
+        let sent = sent_before || broke;
         let broken = |error| CallError::Broken(Arc::new(error));
         let unreachable = |error| if sent { broken(error) } else { CallError::Connect(Arc::new(error)) };
         let mut stream = self.socket.connect(to).await.map_err(unreachable)?;
         stream.write_all(&stream_preface(self.session)).await.map_err(broken)?;
-        let answer = self.exchange(to, &mut stream, &frame, sent).await.map_err(broken)?;
+        let exchanged = self.exchange(to, &mut stream, &frame).await.map_err(broken)?;
         self.idle_streams.keep(to, stream);
-        answer
+        exchanged.streamed(sent, broke)
     }
 
-    /// One request and its answer. The outer error is the connection's.
+    /// One request and its answer. The error is the connection's.
     async fn exchange(
         &self,
         to: SocketAddr,
         stream: &mut S::Stream,
         frame: &Frame<'_>,
-        sent_before: bool,
-    ) -> io::Result<Result<Answer, CallError>> {
+    ) -> io::Result<Exchanged> {
         loop {
-            let (_, oldest) = lock(&self.peers).proof_and_oldest(to);
-            write_frame(stream, &Frame { expires: oldest, ..*frame }).await?;
+            let expires = {
+                let peers = lock(&self.peers);
+                if expires_by_stream(frame.kind) {
+                    peers.expires(to, frame.id)
+                } else {
+                    peers.proof_and_oldest(to).1
+                }
+            };
+            write_frame(stream, &Frame { expires, ..*frame }).await?;
             let (header, _, checksum) = read_header(stream).await?;
             // Held until the answer is read: what callers read at one time has a limit too. Who waits does so until its deadline.
             let _room = self.room_for(header.body_len, &self.answer_room, &self.gauges.answer_bytes).await;
@@ -200,15 +244,15 @@ impl<S: Socket> Shared<S> {
             }
             match header.kind {
                 Kind::Working => sleep(WORKING_PAUSE).await,
-                Kind::Overloaded => return Ok(Err(CallError::Overloaded { repeated: sent_before })),
+                Kind::Overloaded => return Ok(Exchanged::Overloaded),
+                Kind::Challenge => return Ok(Exchanged::Expired),
                 Kind::ClientAnswer
                 | Kind::ReplicaAnswer
                 | Kind::AdminAnswer
                 | Kind::ClientRequest
                 | Kind::ReplicaRequest
                 | Kind::AdminRequest
-                | Kind::Challenge
-                | Kind::UseStream => return Ok(read_answer(header.kind, &body)),
+                | Kind::UseStream => return Ok(Exchanged::Answered(read_answer(header.kind, &body))),
             }
         }
     }
@@ -238,7 +282,7 @@ impl<S: Socket> Shared<S> {
         self: &Arc<Self>,
         stream: &mut S::Stream,
         session: u64,
-        (header, oldest, checksum): (FrameHeader, u64, Checksum),
+        (header, expires_or_oldest, checksum): (FrameHeader, u64, Checksum),
         from: SocketAddr,
         service: &V,
     ) -> io::Result<()> {
@@ -247,8 +291,10 @@ impl<S: Socket> Shared<S> {
         let room = self.room_for(header.body_len, &self.stream_room, &self.gauges.stream_bytes);
         let _room = timeout(idle_max, room).await?;
         let body = timeout(idle_max, read_body(stream, header.body_len, checksum)).await??;
+        let (expires, oldest) =
+            if expires_by_stream(header.kind) { (expires_or_oldest, 0) } else { (NEVER, expires_or_oldest) };
         lock(&self.sessions).seen(session, oldest);
-        let frame = Frame { kind: header.kind, id: header.id, expires: 0, body: &body };
+        let frame = Frame { kind: header.kind, id: header.id, expires, body: &body };
         let (kind, body) = match self.admit(session, &frame) {
             Admitted::Execute(request, validity, permit) => {
                 let answer = self.execute(service, from, session, header.id, request, validity).await;
@@ -256,7 +302,7 @@ impl<S: Socket> Shared<S> {
                 answer
             }
             Admitted::Answer(kind, body) => (kind, body),
-            Admitted::Expired => (Kind::Overloaded, Bytes::new()),
+            Admitted::Expired => (Kind::Challenge, Bytes::new()),
             Admitted::Ignore => return Err(malformed("not a request")),
         };
         let answer = Frame::answer(kind, header.id, &body);

@@ -31,7 +31,10 @@ const DRIFT: u32 = 1_024;
 const AHEAD_MAX: Duration = Duration::from_secs(3_600);
 
 /// Stands for "never" in a frame.
-const NEVER: u64 = 0;
+pub(crate) const NEVER: u64 = 0;
+
+/// An expiry that has passed on every clock.
+const PASSED: u64 = 1;
 
 /// A server's clock for expiries: microseconds since a moment drawn at random at each start, so that readings from
 /// before a start are known as such.
@@ -43,7 +46,7 @@ pub(crate) struct ExpiryClock {
 
 impl ExpiryClock {
     pub(crate) fn new(random: u64) -> Self {
-        Self { start: Instant::now(), reading_at_start: (random >> 2).max(1) }
+        Self { start: Instant::now(), reading_at_start: (random >> 2).max(PASSED + 1) }
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -134,10 +137,10 @@ impl KnownClock {
     }
 }
 
-/// An expiry in a frame, by what is known of the receiver's clock. A receiver that has not told its clock has not told
-/// a proof either, and will not execute what it gets.
+/// An expiry in a frame, by what is known of the receiver's clock. Where nothing is known of it yet, the frame must not be
+/// begun at all: it may leave later than it was made, together with a proof of address that has come meanwhile.
 pub(crate) fn expires(clock: Option<KnownClock>, until: Instant) -> u64 {
-    clock.map_or(NEVER, |clock| clock.at_most(until))
+    clock.map_or(PASSED, |clock| clock.at_most(until).max(PASSED))
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -180,6 +183,14 @@ mod tests {
         assert!(!shared.holds());
         validity.extend(NEVER);
         assert!(shared.holds() && shared.until().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn by_a_clock_that_nobody_has_told_a_request_has_expired() {
+        let soon = Instant::now() + 250 * MS;
+        for random in [0, 1, 5, 7 << 40, u64::MAX] {
+            assert!(!ExpiryClock::new(random).validity(expires(None, soon)).holds(), "{random}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,11 +16,11 @@ use dkvs_net::{
     Answered, CallError, Endpoint, EndpointConfig, NoService, Patience, Port, Service, Socket, Validity,
 };
 use dkvs_proto::envelope::{self, DatagramBuilder, Header};
-use dkvs_proto::frame::{Frame, Kind};
+use dkvs_proto::frame::{EXPIRY_LEN, FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
 use dkvs_proto::message::admin::{AdminAnswer, AdminRequest, ScanEntry, ScanPage};
-use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Get, Put, PutBody, PutDone, Token};
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, Get, Put, PutBody, PutDone, Token};
 use dkvs_proto::message::replica::{Cause, ReplicaAnswer, ReplicaRequest};
-use dkvs_proto::message::{Answer, Durability, Request};
+use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,6 +51,12 @@ fn put(sequence: u64, value: impl Into<Bytes>) -> Request {
     }))
 }
 
+/// What a server asks of another, with a key so long that it goes by stream.
+fn long_fetch() -> Request {
+    let key = Bytes::from(vec![b'k'; 100_000]);
+    Request::Replica(ReplicaRequest::Fetch { ring: RingId::from_bits(1), key, known: Record::new().hash() })
+}
+
 fn scan(len_max: u32) -> Request {
     Request::Admin(AdminRequest::Scan { after: None, len_max })
 }
@@ -59,6 +65,8 @@ fn scan(len_max: u32) -> Request {
 /// permits are there, it works and works.
 struct Counting {
     executed: Mutex<Vec<u64>>,
+    /// When the requests of servers expired, `None` for never.
+    expiries: Mutex<Vec<Option<Instant>>>,
     started: AtomicUsize,
     permits: Semaphore,
 }
@@ -66,7 +74,8 @@ struct Counting {
 impl Counting {
     fn new(permits: usize) -> Arc<Self> {
         let permits = Semaphore::new(permits);
-        Arc::new(Self { executed: Mutex::default(), started: AtomicUsize::new(0), permits })
+        let (executed, expiries) = Default::default();
+        Arc::new(Self { executed, expiries, started: AtomicUsize::new(0), permits })
     }
 
     fn executed(&self) -> Vec<u64> {
@@ -77,7 +86,7 @@ impl Counting {
 }
 
 impl Service for Counting {
-    async fn handle(&self, _: SocketAddr, request: Request, _: Validity) -> Answer {
+    async fn handle(&self, _: SocketAddr, request: Request, validity: Validity) -> Answer {
         self.started.fetch_add(1, Ordering::SeqCst);
         let _permit = self.permits.acquire().await.unwrap();
         match request {
@@ -95,7 +104,10 @@ impl Service for Counting {
                 let entry = ScanEntry { key: "k".into(), value, siblings: 1 };
                 Answer::Admin(AdminAnswer::Page(ScanPage { entries: vec![entry], next: None }))
             }
-            Request::Replica(_) => Answer::Replica(ReplicaAnswer::Same),
+            Request::Replica(_) => {
+                self.expiries.lock().unwrap().push(validity.until());
+                Answer::Replica(ReplicaAnswer::Same)
+            }
             other @ (Request::Client(_) | Request::Admin(_)) => panic!("{other:?}"),
         }
     }
@@ -262,6 +274,106 @@ async fn connections_that_are_kept_give_way_to_new_ones() {
     let levels = server.levels();
     let streams = levels.iter().find(|level| level.name == "streams").unwrap();
     assert_eq!(streams.peak, 2, "{streams:?}");
+}
+
+/// A frame as it stands on a stream.
+fn on_stream(frame: &Frame<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.write(&mut bytes);
+    let crc = crc32fast::hash(&bytes).to_be_bytes();
+    bytes.extend_from_slice(&crc);
+    bytes
+}
+
+/// What a coordinator gave up minutes ago, and the network has kept, must not bring back what was forgotten since.
+#[tokio::test]
+async fn what_a_server_asks_of_another_expires_on_the_stream_lane_too() {
+    let service = Counting::new(100);
+    let server = server(service.clone(), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, server.local_addr());
+    let patience = patience();
+    // Its caller has not heard of the server's clock before.
+    caller.call(to, &long_fetch(), patience.clone()).await.unwrap();
+    let expiry = service.expiries.lock().unwrap().last().copied().unwrap();
+    assert!(expiry.is_some_and(|expiry| expiry <= patience.deadline), "{expiry:?}");
+
+    let started = service.started.load(Ordering::SeqCst);
+    let (kind, body) = long_fetch().encode();
+    let mut stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let expired = Frame { kind, id: 7, expires: 1, body: &body };
+    let bytes = [&envelope::stream_preface(1)[..], &on_stream(&expired)].concat();
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = vec![0; on_stream(&Frame::answer(Kind::Challenge, 7, &[])).len()];
+    timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, on_stream(&Frame::answer(Kind::Challenge, 7, &[])));
+    assert_eq!(service.started.load(Ordering::SeqCst), started, "it was not begun");
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_asked_for_its_new_clock() {
+    let before = server(Counting::new(100), EndpointConfig::default()).await;
+    let (caller, to) = (caller().await, before.local_addr());
+    caller.call(to, &long_fetch(), patience()).await.unwrap();
+    before.abort();
+    drop(before);
+    let port = timeout(PATIENCE, async {
+        loop {
+            match Port::bind(to).await {
+                Ok(port) => break port,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    });
+    let service = Counting::new(100);
+    let config = EndpointConfig::default();
+    let _after = Endpoint::start(port.await.unwrap(), config, rand::random(), Some(service.clone()));
+    let answer = caller.call(to, &long_fetch(), patience()).await;
+    assert!(matches!(answer, Ok(Answer::Replica(ReplicaAnswer::Same))), "{answer:?}");
+    let expiries = service.expiries.lock().unwrap().clone();
+    assert!(expiries.iter().all(Option::is_some), "{expiries:?}");
+}
+
+/// A server executes a request, and is restarted before its answer is there. The process after it refuses.
+#[tokio::test]
+async fn a_refusal_on_a_second_connection_speaks_for_the_second_process_alone() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let refused = Answer::Client(ClientAnswer::Failed(Failure::Refused(Refusal::Overloaded)));
+    let (kind, refusal) = refused.encode();
+    // Answers so many requests on a connection, then reads one more and closes it.
+    let serve = async |answered: usize| {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut [0; envelope::STREAM_PREFACE_LEN]).await.unwrap();
+        for number in 0..=answered {
+            let mut head = [0; FRAME_HEADER_LEN];
+            if stream.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            let header = FrameHeader::parse(&head).unwrap();
+            stream.read_exact(&mut vec![0; EXPIRY_LEN + header.body_len + 4]).await.unwrap();
+            if number < answered {
+                stream.write_all(&on_stream(&Frame::answer(kind, header.id, &refusal))).await.unwrap();
+            }
+        }
+    };
+    let caller = caller().await;
+    let long = vec![0; 100_000];
+    let asking = async {
+        let mut maybe_done_before = Vec::new();
+        for number in 0..2 {
+            let answered = caller.ask(to, &put(number, long.clone()), patience()).await.unwrap();
+            assert_eq!(answered.answer, refused);
+            maybe_done_before.push(answered.maybe_done_before);
+        }
+        drop(caller);
+        maybe_done_before
+    };
+    let serving = async {
+        serve(1).await;
+        serve(1).await;
+    };
+    let (maybe_done_before, ()) = timeout(PATIENCE, futures::future::join(asking, serving)).await.unwrap();
+    assert_eq!(maybe_done_before, [false, true]);
 }
 
 /// A caller made of bytes, of which each session is another one to the server.
@@ -686,9 +798,7 @@ async fn a_notice_on_a_stream_is_not_answered_even_with_the_id_of_an_answered_pu
     let asked = Frame { kind, id: 7, expires: 0, body: &put };
     let mut bytes = envelope::stream_preface(1).to_vec();
     for frame in [asked, asked, Frame::answer(Kind::Working, 7, &[])] {
-        let start = bytes.len();
-        frame.write(&mut bytes);
-        bytes.extend_from_slice(&crc32fast::hash(&bytes[start..]).to_be_bytes());
+        bytes.extend(on_stream(&frame));
     }
     let mut stream = tokio::net::TcpStream::connect(server.local_addr()).await.unwrap();
     stream.write_all(&bytes).await.unwrap();

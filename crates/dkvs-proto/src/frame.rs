@@ -9,8 +9,8 @@
 //!
 //! The *expiry* is the moment after which nobody waits for the request's effect from this receiver, or counts on its
 //! absence: it must not be begun any more. It is read on the receiver's own clock, which a challenge tells, so that no
-//! two clocks have to agree. 0 stands for "never". A repetition of a request may carry a later one. On the stream lane requests
-//! do not expire, and the field holds what a datagram's envelope says of them all: the oldest id still waited for.
+//! two clocks have to agree. 0 stands for "never". A repetition of a request may carry a later one. On the stream lane only
+//! what a server asks of another expires; in other requests the field holds what a datagram's envelope says of them all: the oldest id still waited for.
 
 use std::ops::Range;
 use std::sync::Arc;
