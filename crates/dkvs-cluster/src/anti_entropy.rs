@@ -23,7 +23,7 @@
 //! read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,12 +39,13 @@ use dkvs_proto::message::repair::{Compare, RepairAnswer, RepairRequest};
 use dkvs_proto::message::replica::{ReplicaAnswer, ReplicaRequest};
 use dkvs_proto::record::fits;
 use dkvs_storage::{ScanLimit, Store, StoreError};
-use futures::stream::{self, FuturesUnordered, StreamExt};
-use tokio::sync::{Notify, Semaphore};
+use futures::stream::{self, FuturesUnordered, Stream, StreamExt};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::coordinator::Coordinator;
 use crate::replica::{ReplicaError, Terms};
+use crate::stored::Stored;
 
 /// Nodes whose hashes travel in one message.
 const NODES_MAX: usize = 1_024;
@@ -358,6 +359,8 @@ enum Halt {
     NotBuilt,
     #[error("this server: {0}")]
     Local(#[from] ReplicaError),
+    #[error("something else of the round has failed")]
+    Over,
 }
 
 impl From<StoreError> for Halt {
@@ -379,13 +382,15 @@ pub(crate) async fn run<S: Socket, T: Store>(coordinator: Arc<Coordinator<S, T>>
     let is_first = compares && coordinator.me < server;
     let target = coordinator.target(server);
     let mut unwanted = Unwanted::default();
-    let mut has_cause = compares;
+    let (mut has_cause, mut has_failed) = (compares, false);
     loop {
         has_cause |= coordinator.replica.hints_kept().tally(target).dirty > 0;
         let mut pause = repair.interval;
         if (has_cause || is_first) && coordinator.detector.is_up(server) {
-            let round = Round { coordinator: &coordinator, server, pair, records: Records::default() };
-            match round.run(&mut unwanted).await {
+            let round = Round { coordinator: &coordinator, server, pair, records: Records::new(has_failed) };
+            let ended = round.run(&mut unwanted).await;
+            has_failed = ended.is_err();
+            match ended {
                 Ok(Ended::Agreed | Ended::Repaired(0)) => has_cause = false,
                 Ok(Ended::Repaired(_)) => (has_cause, pause) = (true, AFTER_REPAIR),
                 Ok(Ended::Later) => (has_cause, pause) = (true, RETRY),
@@ -416,16 +421,41 @@ impl Unwanted {
     }
 }
 
-/// Places for records under way in one round.
+/// Places for records under way in one round. They close when something fails: what is under way then ends, and nothing more begins.
 struct Records {
     places: Semaphore,
-    /// Whether there is just one place, as the other server had no room.
-    is_narrow: std::sync::atomic::AtomicBool,
+    /// The only place for what travels, once the other server had no room.
+    narrow: Semaphore,
+    is_narrow: AtomicBool,
 }
 
-impl Default for Records {
-    fn default() -> Self {
-        Self { places: Semaphore::new(RECORDS_AT_ONCE), is_narrow: Default::default() }
+impl Records {
+    fn new(is_narrow: bool) -> Self {
+        Self {
+            places: Semaphore::new(RECORDS_AT_ONCE),
+            narrow: Semaphore::new(1),
+            is_narrow: AtomicBool::new(is_narrow),
+        }
+    }
+
+    /// Waits for the only place, if there is just one.
+    async fn alone(&self) -> Option<SemaphorePermit<'_>> {
+        if self.is_narrow.load(Ordering::Relaxed) { self.narrow.acquire().await.ok() } else { None }
+    }
+
+    /// Waits for all of them, and tells what failed first.
+    async fn finish(&self, mut under_way: impl Stream<Item = Result<(), Halt>> + Unpin) -> Result<(), Halt> {
+        let mut first = Ok(());
+        while let Some(done) = under_way.next().await {
+            if let Err(halt) = done {
+                self.places.close();
+                self.narrow.close();
+                if matches!(first, Ok(()) | Err(Halt::Over)) {
+                    first = Err(halt);
+                }
+            }
+        }
+        first
     }
 }
 
@@ -458,15 +488,13 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             let differing = self.differing(LEAF_LEVEL, &differing).await?;
             self.pair.lock().differing = differing.len();
             let partitions = differing.into_iter().map(|node| Partition::new(node.digits()));
-            let mut compared =
-                stream::iter(partitions.map(|partition| self.compare_keys(partition, unwanted)))
-                    .buffer_unordered(PARTITIONS_AT_ONCE);
-            while let Some(compared) = compared.next().await {
-                compared?;
+            let compared = partitions.map(|partition| async move {
+                self.compare_keys(partition, unwanted).await?;
                 let mut progress = self.pair.lock();
                 progress.differing = progress.differing.saturating_sub(1);
-            }
-            Ok(())
+                Ok(())
+            });
+            self.records.finish(stream::iter(compared).buffer_unordered(PARTITIONS_AT_ONCE)).await
         }
         .await;
         // Whatever came of it, and whether this is heard or not.
@@ -498,10 +526,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
                 }
                 self.coordinator.replica.clear_dirty_mark(mark).await.map_err(Halt::from)
             });
-            let mut seen_to = stream::iter(seen_to).buffer_unordered(PARTITIONS_AT_ONCE);
-            while let Some(done) = seen_to.next().await {
-                done?;
-            }
+            self.records.finish(stream::iter(seen_to).buffer_unordered(PARTITIONS_AT_ONCE)).await?;
         }
         Ok(())
     }
@@ -534,6 +559,9 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
     async fn compare_keys(&self, partition: Partition, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
         let mut after = Bytes::new();
         loop {
+            if self.records.places.is_closed() {
+                return Err(Halt::Over);
+            }
             let (ours, end) = self.coordinator.replica.entry_hashes(partition, &after, KEYS_PAGE)?;
             let entries = ours.iter().map(|(_, hash)| *hash).collect();
             let asked = end.unwrap_or_default();
@@ -546,11 +574,8 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             let ours = yours.into_iter().filter_map(|at| ours.get(place(at)?).map(|(key, _)| key.clone()));
             let is_compared = |key: &Bytes| last.is_empty() || *key <= last;
             let keys: BTreeSet<Bytes> = theirs.into_iter().chain(ours).filter(is_compared).collect();
-            let mut exchanges: FuturesUnordered<_> =
-                keys.into_iter().map(|key| self.exchange(key, unwanted)).collect();
-            while let Some(exchanged) = exchanges.next().await {
-                exchanged?;
-            }
+            let exchanges = keys.into_iter().map(|key| self.exchange(key, unwanted));
+            self.records.finish(exchanges.collect::<FuturesUnordered<_>>()).await?;
             if last.is_empty() {
                 return Ok(());
             }
@@ -565,7 +590,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
 
     /// Makes the two servers' records of a key equal to what both know together.
     async fn exchange(&self, key: Bytes, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
-        let Ok(_place) = self.records.places.acquire().await else { return Ok(()) };
+        let _place = self.records.places.acquire().await.map_err(|_| Halt::Over)?;
         let began = Instant::now();
         let exchanged = self.exchange_now(key, unwanted).await;
         rest(began).await;
@@ -575,11 +600,8 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
     async fn exchange_now(&self, key: Bytes, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
         let Coordinator { replica, anti_entropy, .. } = &**self.coordinator;
         let _under_way = replica.watches().begin(&key);
-        let (ours, is_whole) = match replica.fetch(&key) {
-            Ok(record) => (record, true),
-            Err(ReplicaError::Damaged) => (Record::new(), false),
-            Err(error) => return Err(error.into()),
-        };
+        // What is left of a damaged one is not sent, but need not come again either.
+        let Stored { record: ours, is_incomplete, .. } = replica.stored(&key)?;
         let known = (ours.hash(), ours.clone());
         let fetched = self.patiently(|| self.fetch(key.clone(), known.clone())).await?;
         let Some(theirs) = fetched else { return Ok(()) };
@@ -595,7 +617,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
         let mut all = ours;
         all.merge(&theirs);
         let is_unwanted = || lock(unwanted).has(&key, &all);
-        if !is_whole || theirs.includes(&all) || !fits(&all) || is_unwanted() {
+        if is_incomplete || theirs.includes(&all) || !fits(&all) || is_unwanted() {
             return Ok(());
         }
         anti_entropy.pace.spend(RECORD_LEN + all.value_len()).await;
@@ -613,18 +635,20 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
     }
 
     async fn fetch(&self, key: Bytes, known: (RecordHash, Record)) -> Result<Record, OwnerAnswer> {
+        let _alone = self.records.alone().await;
         let deadline = self.record_deadline();
         self.coordinator.clone().fetch_at(self.server, key, known, deadline).await.1
     }
 
     async fn merge(&self, key: Bytes, record: Record) -> Result<(), OwnerAnswer> {
+        let _alone = self.records.alone().await;
         let deadline = self.record_deadline();
         let merged = self.coordinator.clone().merge_at(self.server, key, record, deadline, Terms::UPKEEP);
         merged.await.1.map(drop)
     }
 
-    /// Tries something again while the other server has no room for it; from then on there is one record under way. `None` when it
-    /// is refused for good.
+    /// Tries something again while the other server has no room for it; from then on records go one by one. `None` when it is
+    /// refused for good.
     async fn patiently<A, F>(&self, attempt: impl Fn() -> F) -> Result<Option<A>, Halt>
     where
         F: Future<Output = Result<A, OwnerAnswer>>,
@@ -633,9 +657,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             match attempt().await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(OwnerAnswer::Refused(Refusal::Overloaded)) => {
-                    if !self.records.is_narrow.swap(true, Ordering::Relaxed) {
-                        self.records.places.forget_permits(RECORDS_AT_ONCE - 1);
-                    }
+                    self.records.is_narrow.store(true, Ordering::Relaxed);
                     sleep(ROOM_PAUSE).await;
                 }
                 Err(OwnerAnswer::Refused(

@@ -71,6 +71,10 @@ const SILENCE_MAX: Duration = Duration::from_millis(250);
 /// Pause before a hint that the store could not take is written again.
 const HINT_RETRY: Duration = Duration::from_secs(1);
 
+/// The same while a request waits for it, and how often it is tried then.
+const HINT_NOW_RETRY: Duration = Duration::from_millis(20);
+const HINT_TRIES: u32 = 4;
+
 /// How long owners may take to acknowledge a repair after the answer.
 const LATE_REPAIR_MAX: Duration = Duration::from_secs(1);
 
@@ -318,10 +322,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         let mut event = match timeout_at(deadline, event).await {
             Ok(Ok(event)) => event,
             Ok(Err(error)) => return Err(self.own_failure(error, put.w, start)),
-            Err(_) => {
-                let asked = vec![(self.me, OwnerAnswer::TimedOut)];
-                return Err(missed(put.w, asked, Vec::new(), start));
-            }
+            Err(_) => return Err(self.too_late(put.w, start)),
         };
         let mut quorum = self.replicate(&put.key, &event.record, cast, put.w, deadline, terms).await;
         if blind && quorum.progress() == Progress::Reached && !quorum.missed().is_empty() {
@@ -329,14 +330,15 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             let missed = quorum.missed().clone();
             let (key, first) = (put.key.clone(), event.clone());
             let second = self.replica.supersede(hint_for, key, first, missed, validity, terms.durability);
-            match second.await {
-                Ok(Some(second)) => {
+            match timeout_at(deadline, second).await {
+                Ok(Ok(Some(second))) => {
                     event = second;
                     quorum = self.replicate(&put.key, &event.record, cast, put.w, deadline, terms).await;
                 }
                 // Somebody has read this put's value and replaced it: it is held, and over.
-                Ok(None) => {}
-                Err(error) => return Err(self.unknown(error, put.w, start)),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => return Err(self.unknown(error, put.w, start)),
+                Err(_) => return Err(self.too_late(put.w, start)),
             }
         }
         let stand_ins = stand_ins(quorum.stand_ins());
@@ -443,13 +445,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                     drop((room, under_way));
                 });
             }
-            // The request stays until its hints are written, and tries only once: it is not to wait for space on a disk.
+            // The request stays until its hints are written. It is not to wait for space on a disk.
             None => {
                 drop(writes);
                 for owner in failed.into_iter().chain(waiting) {
-                    if let Err(error) = self.try_hint(owner, &missed).await {
-                        self.not_kept(owner, &error);
-                    }
+                    self.hint_now(owner, &missed).await;
                 }
             }
         }
@@ -526,6 +526,19 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
                 () = self.stopping.cancelled() => {}
                 () = sleep(HINT_RETRY) => {}
             }
+        }
+    }
+
+    /// As [`Self::hint`], for a request that waits for it: what cannot be read or written just now is tried a few times.
+    async fn hint_now(&self, owner: ServerIndex, missed: &Missed) {
+        let mut tries = 1;
+        while let Err(error) = self.try_hint(owner, missed).await {
+            let may_pass = matches!(error, ReplicaError::Storage(StoreError::Io { .. }));
+            if !may_pass || tries == HINT_TRIES {
+                return self.not_kept(owner, &error);
+            }
+            tries += 1;
+            sleep(HINT_NOW_RETRY).await;
         }
     }
 
@@ -721,6 +734,11 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
     /// This server could not do its part of a write, of which others may hold something.
     fn unknown(&self, error: ReplicaError, needed: u16, start: Instant) -> Failure {
         missed(needed, vec![(self.me, OwnerAnswer::Refused(error.refusal()))], Vec::new(), start)
+    }
+
+    /// This server has not done its part of a write in time, and may still do it.
+    fn too_late(&self, needed: u16, start: Instant) -> Failure {
+        missed(needed, vec![(self.me, OwnerAnswer::TimedOut)], Vec::new(), start)
     }
 
     async fn get(self: &Arc<Self>, get: Get) -> Result<ClientAnswer, Failure> {

@@ -96,10 +96,10 @@ impl Damage {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// A batch was committed that put so many damaged records aside, and repaired so many.
-    pub(crate) fn committed(&self, found: u64, mended: u64) {
+    /// A batch was committed that changed the list so.
+    pub(crate) fn committed(&self, ListChange { found, listed, mended }: ListChange) {
         self.found.fetch_add(found, Ordering::Relaxed);
-        self.waiting.fetch_add(found, Ordering::Relaxed);
+        self.waiting.fetch_add(listed, Ordering::Relaxed);
         self.waiting.fetch_sub(mended, Ordering::Relaxed);
         if found > 0 {
             self.news.notify_one();
@@ -115,14 +115,37 @@ impl Damage {
     }
 }
 
-/// Puts what was damaged aside.
-pub(crate) fn stage_found(batch: &mut Batch, store_key: &Bytes, remains: Bytes) {
-    batch.put(Keyspace::Meta, place(store_key), remains);
+/// What a batch does to the list of what is to be repaired.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ListChange {
+    /// Records that were found damaged.
+    found: u64,
+    /// Those of them that were not on the list: one may be damaged again before it is repaired.
+    listed: u64,
+    /// Records that were repaired.
+    mended: u64,
 }
 
-/// Forgets what was damaged.
-pub(crate) fn stage_mended(batch: &mut Batch, store_key: &Bytes) {
-    batch.delete(Keyspace::Meta, place(store_key));
+impl ListChange {
+    /// Puts what was damaged aside.
+    pub(crate) fn stage_found(
+        &mut self,
+        store: &impl Store,
+        batch: &mut Batch,
+        store_key: &Bytes,
+        remains: Bytes,
+    ) {
+        let place = place(store_key);
+        self.found += 1;
+        self.listed += u64::from(!matches!(store.get(Keyspace::Meta, &place), Ok(Some(_))));
+        batch.put(Keyspace::Meta, place, remains);
+    }
+
+    /// Forgets what was damaged.
+    pub(crate) fn stage_mended(&mut self, batch: &mut Batch, store_key: &Bytes) {
+        self.mended += 1;
+        batch.delete(Keyspace::Meta, place(store_key));
+    }
 }
 
 /// What a log says of a damaged entry.

@@ -130,8 +130,8 @@ pub(crate) enum HintChange {
     Keep { target: Target, key: Bytes, record: Record },
     /// This server stands in for it: the record counts.
     Hold { target: Target, key: Bytes, held: Held },
-    /// It has acknowledged the record of this hash.
-    Delivered { target: Target, key: Bytes, hash: RecordHash },
+    /// It has acknowledged the record of this hash, and made it so durable.
+    Delivered { target: Target, key: Bytes, hash: RecordHash, durability: message::Durability },
     /// Its replica of the partition was compared and made equal since the mark was read.
     Clean(DirtyMark),
 }
@@ -259,7 +259,9 @@ impl HintWriter {
                 self.keep(store, target, &key, Held { record, own: None, durability }, false)
             }
             HintChange::Hold { target, key, held } => self.keep(store, target, &key, held, true),
-            HintChange::Delivered { target, key, hash } => self.delivered(store, target, &key, hash),
+            HintChange::Delivered { target, key, hash, durability } => {
+                self.delivered(store, target, &key, hash, durability)
+            }
             HintChange::Clean(mark) => self.clean(store, mark),
         }
     }
@@ -342,11 +344,12 @@ impl HintWriter {
         target: Target,
         key: &[u8],
         hash: RecordHash,
+        durability: message::Durability,
     ) -> Result<(), ReplicaError> {
         let place = hint_place(target, key);
         let Some(held) = self.get(store, &place)? else { return Ok(()) };
         match decode(&held) {
-            Ok(held) if held.record.hash() != hash => return Ok(()),
+            Ok(held) if held.record.hash() != hash || held.durability > durability => return Ok(()),
             Ok(_) => {}
             Err(reason) => self.damaged(store, target, key, reason)?,
         }
@@ -767,7 +770,7 @@ async fn one<S: Socket, T: Store>(
     };
     coordinator
         .replica
-        .hint(HintChange::Delivered { target, key, hash }, message::Durability::Memory)
+        .hint(HintChange::Delivered { target, key, hash, durability }, message::Durability::Memory)
         .await?;
     Ok(Delivery::Done)
 }
@@ -806,7 +809,16 @@ pub(crate) mod tests {
     }
 
     fn delivered(record: &Record) -> HintChange {
-        HintChange::Delivered { target: target(), key: Bytes::from_static(KEY), hash: record.hash() }
+        delivered_as(record, message::Durability::Memory)
+    }
+
+    fn delivered_as(record: &Record, durability: message::Durability) -> HintChange {
+        HintChange::Delivered {
+            target: target(),
+            key: Bytes::from_static(KEY),
+            hash: record.hash(),
+            durability,
+        }
     }
 
     async fn commit(store: &MemoryStore, writer: &mut HintWriter, changes: Vec<HintChange>) {
@@ -915,7 +927,13 @@ pub(crate) mod tests {
         assert_eq!((tally.hints, tally.dirty), (1, 1));
         commit(&store, &mut writer, vec![hold(&record(3), None)]).await;
         assert_eq!(held(&store)[0].siblings().len(), 2);
-        assert_eq!(page(&store, target(), None).unwrap()[0].durability, message::Durability::Fsync);
+        let hint = page(&store, target(), None).unwrap().remove(0);
+        assert_eq!(hint.durability, message::Durability::Fsync);
+        let all = hint.record.unwrap();
+        commit(&store, &mut writer, vec![delivered(&all)]).await;
+        assert_eq!(held(&store).len(), 1, "it was to be more durable by the time it was acknowledged");
+        commit(&store, &mut writer, vec![delivered_as(&all, message::Durability::Fsync)]).await;
+        assert!(held(&store).is_empty());
     }
 
     #[tokio::test]
@@ -932,7 +950,7 @@ pub(crate) mod tests {
         assert_eq!(writer.held(&store, target(), KEY).unwrap(), (all.clone(), Some(own)));
         assert_eq!(writer.held(&store, other, KEY).unwrap(), (all, None), "another hint's is not its own");
         let hint = held(&store).remove(0);
-        commit(&store, &mut writer, vec![delivered(&hint)]).await;
+        commit(&store, &mut writer, vec![delivered_as(&hint, message::Durability::Fsync)]).await;
         assert_eq!(writer.held(&store, target(), KEY).unwrap(), (record(2), None));
     }
 

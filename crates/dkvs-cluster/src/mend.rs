@@ -69,6 +69,7 @@ async fn one<S: Socket, T: Store>(
     n: usize,
 ) -> Result<(), ReplicaError> {
     let _under_way = coordinator.replica.watches().begin(&key);
+    let found = coordinator.replica.damage().found();
     let deadline = Instant::now() + ANSWER_MAX;
     let ask = |owner| {
         let (ring, known) = (coordinator.ring.id(), Record::new().hash());
@@ -104,7 +105,7 @@ async fn one<S: Socket, T: Store>(
         let key = String::from_utf8_lossy(&key);
         tracing::warn!(?key, "damaged on other owners too: what only damaged copies held is lost");
     }
-    coordinator.replica.mend(key, theirs).await
+    coordinator.replica.mend(key, theirs, found).await
 }
 
 /// Who else may hold a key that this server holds: the first n of its preference list, and whoever stands before this

@@ -281,10 +281,11 @@ impl<T: Store> Replica<T> {
         let _ = self.changes.try_send(Queued { change: Change::Reclaim { store_key, done }, room: None });
     }
 
-    /// Completes a record that was damaged here with what the other owners hold of it.
-    pub(crate) async fn mend(&self, key: Bytes, theirs: Record) -> Result<(), ReplicaError> {
+    /// Completes a record that was damaged here with what the other owners hold of it. They were asked when so many records had been
+    /// [found](Damage::found) damaged: if it is more by now, this one may be among them again, and is left as it is.
+    pub(crate) async fn mend(&self, key: Bytes, theirs: Record, found: u64) -> Result<(), ReplicaError> {
         let len = key.len() + theirs.value_len();
-        self.change(len, |done| Change::Mend { key, theirs, done }).await
+        self.change(len, |done| Change::Mend { key, theirs, found, done }).await
     }
 
     /// The hash tree over the records.
@@ -637,6 +638,7 @@ mod tests {
 
     /// Whatever the server's level is.
     const WEAK: message::Durability = message::Durability::Memory;
+    const STRONG: message::Durability = message::Durability::Fsync;
 
     async fn replica() -> Replica<MemoryStore> {
         replica_on(Arc::new(MemoryStore::new()), Durability::Memory).await
@@ -710,7 +712,8 @@ mod tests {
         for step in [ReapStep::Watch, ReapStep::Fence, ReapStep::Reap] {
             assert!(!passes(&replica, step, &held).await, "{step:?}: it keeps a hint");
         }
-        let delivered = HintChange::Delivered { target: target(1), key: KEY, hash: alive.hash() };
+        let hash = alive.hash();
+        let delivered = HintChange::Delivered { target: target(1), key: KEY, hash, durability: STRONG };
         replica.hint(delivered, WEAK).await.unwrap();
         assert!(!passes(&replica, ReapStep::Fence, &held).await, "a hint came and went");
         assert!(passes(&replica, ReapStep::Watch, &held).await);
@@ -788,6 +791,26 @@ mod tests {
         assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 2);
     }
 
+    /// The owner came back between the two rounds of a put without a context.
+    #[tokio::test]
+    async fn a_second_event_is_made_though_the_hint_of_the_first_was_delivered() {
+        let replica = replica().await;
+        let first = put_in_hint(&replica, 1, target(1)).await;
+        let hash = first.record.hash();
+        let delivered = HintChange::Delivered { target: target(1), key: KEY, hash, durability: STRONG };
+        replica.hint(delivered, WEAK).await.unwrap();
+        let missed = made_elsewhere(op(2), value("to be replaced"));
+        let second = replica
+            .supersede(Some(target(1)), KEY, first.clone(), missed.vv().clone(), Validity::unlimited(), WEAK)
+            .await;
+        let mut owner = first.record;
+        owner.merge(&missed);
+        assert_eq!(owner.siblings().len(), 2);
+        owner.merge(&second.unwrap().unwrap().record);
+        assert_eq!(owner.siblings().len(), 1, "{owner:?}");
+        assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 1);
+    }
+
     /// The later hint is delivered and gone, the earlier one stays.
     #[tokio::test]
     async fn an_event_is_not_numbered_on_from_a_hint_that_is_behind() {
@@ -796,7 +819,8 @@ mod tests {
         for sequence in 2..6 {
             let event = put_in_hint(&replica, sequence, target(2)).await;
             dots.push(event.dot);
-            let delivered = HintChange::Delivered { target: target(2), key: KEY, hash: event.record.hash() };
+            let hash = event.record.hash();
+            let delivered = HintChange::Delivered { target: target(2), key: KEY, hash, durability: STRONG };
             replica.hint(delivered, WEAK).await.unwrap();
             assert!(replica.hint_held(target(2), &KEY).unwrap().is_none());
         }

@@ -4,8 +4,11 @@
 //! memory. A clean stop keeps them in the store, and the next start takes them from there:
 //!
 //! ```text
-//!   meta/"leaves"   u8 layout version, 1 | for each leaf that is not zero: u16 partition, 16 bytes | u32 CRC-32 of all before
+//!   meta/"leaves"   u8 layout version, 2 | 16 random bytes | for each leaf that is not zero: u16 partition, 16 bytes
+//!                   | u32 CRC-32 of all before
 //! ```
+//! The random bytes stand for what is lost, in the leaves of incomplete records; so they live as long as the leaves.
+//!
 //! After any other start nothing is known. All records are then read once more, in the background, a page at a time, each
 //! between two commits: what lies before the end of the last page is kept true by the commits, what lies behind it is still to
 //! be read. A partition in which damage is found is read again in the same way.
@@ -31,7 +34,7 @@ use crate::replica::Replica;
 use crate::stored::{Stored, key_of};
 
 const KEY: &[u8] = b"leaves";
-const LAYOUT_VERSION: u8 = 1;
+const LAYOUT_VERSION: u8 = 2;
 const LEAF_LEN: usize = 18;
 
 /// Entries read in one go. It keeps the writer for some 100 µs.
@@ -87,8 +90,13 @@ impl Reading {
 
 impl Tree {
     /// What the last run has left, if it ended in order. Whatever is kept in the store is then removed: it is true only now, and
-    /// after this run it would be taken for what this run has left. `odd` is to be random.
-    pub(crate) async fn open(store: &impl Store, start: Start, odd: EntryHash) -> Result<Self, StoreError> {
+    /// after this run it would be taken for what this run has left. `random` stands for what is lost, unless leaves with another
+    /// number are taken over.
+    pub(crate) async fn open(
+        store: &impl Store,
+        start: Start,
+        random: EntryHash,
+    ) -> Result<Self, StoreError> {
         let kept = match store.get(Keyspace::Meta, KEY) {
             Err(error) if is_damage(&error) => Some(Bytes::new()),
             kept => kept?,
@@ -97,12 +105,13 @@ impl Tree {
             Start::New => Leaves::empty(),
             Start::Unclean | Start::Clean => Leaves::unknown(),
         };
+        let mut odd = random;
         if let Some(kept) = kept {
             let mut batch = Batch::new();
             batch.delete(Keyspace::Meta, Bytes::from_static(KEY));
             store.commit(batch, Durability::Memory).await?;
             if start == Start::Clean {
-                leaves = decode(&kept).unwrap_or(leaves);
+                (odd, leaves) = decode(&kept).unwrap_or((odd, leaves));
             }
         }
         let state = Mutex::new(State { leaves, reading: None, is_told: false });
@@ -129,8 +138,11 @@ impl Tree {
         if *stored == Stored::default() {
             return EntryHash::ZERO;
         }
-        let hash = EntryHash::of(key, &stored.record);
-        if stored.is_incomplete { hash ^ self.odd } else { hash }
+        if stored.is_incomplete {
+            // As that of another key, so that two of a partition do not make up for each other.
+            return EntryHash::of(&[self.odd.as_bytes(), key].concat(), &stored.record);
+        }
+        EntryHash::of(key, &stored.record)
     }
 
     /// A commit has changed these entries. With `is_done` false nobody knows whether it has.
@@ -222,7 +234,7 @@ impl Tree {
     /// What a clean stop keeps.
     pub(crate) fn stage(&self, batch: &mut Batch) {
         if let Some(leaves) = self.state().leaves.known() {
-            batch.put(Keyspace::Meta, Bytes::from_static(KEY), encode(&leaves));
+            batch.put(Keyspace::Meta, Bytes::from_static(KEY), encode(self.odd, &leaves));
         }
     }
 
@@ -251,9 +263,10 @@ fn partition_of(store_key: &Bytes) -> Option<Partition> {
     store_key.first_chunk().map(|number| Partition::new(u16::from_be_bytes(*number)))
 }
 
-fn encode(leaves: &[(Partition, EntryHash)]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1 + leaves.len() * LEAF_LEN + 4);
+fn encode(odd: EntryHash, leaves: &[(Partition, EntryHash)]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + odd.as_bytes().len() + leaves.len() * LEAF_LEN + 4);
     bytes.push(LAYOUT_VERSION);
+    bytes.extend_from_slice(odd.as_bytes());
     for (partition, sum) in leaves {
         bytes.extend_from_slice(&partition.number().to_be_bytes());
         bytes.extend_from_slice(sum.as_bytes());
@@ -264,12 +277,13 @@ fn encode(leaves: &[(Partition, EntryHash)]) -> Vec<u8> {
 }
 
 /// `None` for anything unreadable: to read the records again is always right.
-fn decode(bytes: &Bytes) -> Option<Leaves> {
+fn decode(bytes: &Bytes) -> Option<(EntryHash, Leaves)> {
     let (bytes, crc) = bytes.split_last_chunk()?;
     if crc32fast::hash(bytes).to_be_bytes() != *crc {
         return None;
     }
     let (&[LAYOUT_VERSION], rest) = bytes.split_first_chunk()? else { return None };
+    let (odd, rest) = rest.split_first_chunk()?;
     let (kept, []) = rest.as_chunks::<LEAF_LEN>() else { return None };
     let mut leaves = Leaves::empty();
     for leaf in kept {
@@ -277,7 +291,7 @@ fn decode(bytes: &Bytes) -> Option<Leaves> {
         let sum = EntryHash::from_bytes(sum.try_into().ok()?);
         leaves.set(Partition::new(u16::from_be_bytes(*partition)), Some(sum));
     }
-    Some(leaves)
+    Some((EntryHash::from_bytes(*odd), leaves))
 }
 
 /// How long it takes to read so many entries, when the writer has time.
@@ -483,6 +497,31 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&damaged.into()).is_none(), "bit {bit}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_incomplete_record_is_known_again_after_a_clean_stop_and_two_do_not_make_up_for_each_other() {
+        let store = MemoryStore::new();
+        let tree = Tree::open(&store, Start::New, ODD).await.unwrap();
+        let lost = Stored { is_incomplete: true, ..stored("k", "what is left") };
+        put(&store, "k", &lost).await;
+        let change = Some(tree.hash_of(b"k", &lost));
+        tree.committed(&[LeafChange { store_key: store_key(b"k"), change }], true);
+        let mut batch = Batch::new();
+        tree.stage(&mut batch);
+        store.commit(batch, Durability::Memory).await.unwrap();
+
+        let other = EntryHash::from_bytes([8; 16]);
+        let tree = Tree::open(&store, Start::Clean, other).await.unwrap();
+        let mended = stored("k", "v");
+        put(&store, "k", &mended).await;
+        let change = Some(tree.hash_of(b"k", &lost) ^ tree.hash_of(b"k", &mended));
+        tree.committed(&[LeafChange { store_key: store_key(b"k"), change }], true);
+        assert_eq!(leaves(&tree), Some(truth(&store, &tree)));
+
+        let whole = |key: &[u8]| EntryHash::of(key, &lost.record);
+        let both = tree.hash_of(b"k", &lost) ^ tree.hash_of(b"l", &lost);
+        assert_ne!(both, whole(b"k") ^ whole(b"l"));
     }
 
     #[tokio::test]

@@ -113,6 +113,8 @@ pub(crate) enum Change {
     Mend {
         key: Bytes,
         theirs: Record,
+        /// How many records had been found damaged here when they were asked.
+        found: u64,
         done: Done<()>,
     },
     /// Read on in search of what the hash tree does not know.
@@ -286,8 +288,7 @@ struct UnderWay {
     _rooms: Vec<Room>,
     /// How much there is once it is committed.
     totals: Totals,
-    found: u64,
-    mended: u64,
+    list: damage::ListChange,
     reaped: u64,
     /// What changes in the hash tree once it is committed.
     leaves: Vec<LeafChange>,
@@ -470,7 +471,7 @@ impl<T: Store> Writer<T> {
         let mut entries = staged;
         entries.retain(|_, entry| entry.changed);
         let mut totals = *self.totals.borrow();
-        let (mut found, mut mended, mut reaped) = (0, 0, 0);
+        let (mut list, mut reaped) = (damage::ListChange::default(), 0);
         let mut leaves = Vec::with_capacity(entries.len());
         let long_ago = self.clock.long_ago();
         for (store_key, entry) in &mut entries {
@@ -480,11 +481,9 @@ impl<T: Store> Writer<T> {
             let remains = entry.remains.take();
             entry.newly_damaged = remains.is_some();
             if std::mem::take(&mut entry.mended) {
-                damage::stage_mended(&mut batch, store_key);
-                mended += 1;
+                list.stage_mended(&mut batch, store_key);
             } else if let Some(remains) = remains {
-                damage::stage_found(&mut batch, store_key, remains);
-                found += 1;
+                list.stage_found(&*self.store, &mut batch, store_key, remains);
             }
             entry.changed = false;
             let key = key_of(store_key).unwrap_or_default();
@@ -527,7 +526,7 @@ impl<T: Store> Writer<T> {
             commit = Box::pin(std::future::ready(committed));
         }
         self.under_way =
-            Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, found, mended, reaped, leaves });
+            Some(UnderWay { commit, entries, waiting, _rooms: rooms, totals, list, reaped, leaves });
     }
 
     /// Waits for the batch under way, if there is one, and begins the commit of the one that was built meanwhile.
@@ -547,7 +546,7 @@ impl<T: Store> Writer<T> {
         match &committed {
             Ok(()) => {
                 self.totals.send_replace(done.totals);
-                self.damage.committed(done.found, done.mended);
+                self.damage.committed(done.list);
                 self.hints.committed();
                 self.watches.count_reaped(done.reaped);
                 self.tree.committed(&done.leaves, true);
@@ -638,6 +637,8 @@ impl<T: Store> Writer<T> {
                 let admitted = in_time(&valid).and_then(|()| space.admit(Cause::Upkeep));
                 let result = admitted.and_then(|()| match hint_for {
                     Some(target) => self.in_hint(target, &key, durability, |writer, entry| {
+                        // The hint of the first event may have been delivered, and is gone then.
+                        merge(entry, &first.record)?;
                         writer.supersede(entry, &first, &missed)
                     }),
                     None => self.entry(store_key(&key), staged).and_then(|entry| {
@@ -661,11 +662,12 @@ impl<T: Store> Writer<T> {
                 });
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
-            Change::Mend { key, theirs, done } => {
+            Change::Mend { key, theirs, found, done } => {
+                let is_newer = self.damage.found() == found;
                 let result = space
                     .admit(Cause::Upkeep)
                     .and_then(|()| self.entry(store_key(&key), staged))
-                    .and_then(|entry| mend(entry, &theirs));
+                    .and_then(|entry| if is_newer { mend(entry, &theirs) } else { Ok(()) });
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
             Change::ReadTree { done } => {
@@ -951,7 +953,7 @@ fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> 
 }
 
 /// Completes what was damaged. What is whole already is left as it is, and so is what was found damaged only now, in
-/// this batch or the one under way: the others' answers may be older than what was lost.
+/// this batch or the one under way, as what was found since the others were asked: their answers may be older than what was lost.
 fn mend(entry: &mut Staged, theirs: &Record) -> Result<(), ReplicaError> {
     if entry.stored.is_incomplete && !entry.newly_damaged {
         merge(entry, theirs)?;

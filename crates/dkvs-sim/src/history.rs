@@ -264,6 +264,8 @@ pub struct History {
     pub quiet_damaged: BTreeSet<(ServerIndex, String)>,
     /// Where servers compare: of how many owners. Marks for others are forgotten there.
     pub compared_n: Option<usize>,
+    /// Whether hints have so small a budget that marks take their place.
+    pub hints_are_scarce: bool,
     /// What was then kept for other servers.
     pub kept: Vec<HintLeft>,
     /// The disks of all servers at the end, after every key was read with R = N.

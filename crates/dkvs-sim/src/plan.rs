@@ -30,6 +30,9 @@ const WRITTEN_BACK: Duration = Duration::from_secs(30);
 /// What servers want to be free on their disks.
 pub(crate) const DISK_FREE_BYTES_MIN: u64 = 1 << 20;
 
+/// A budget for hints that no run uses up.
+pub(crate) const HINT_BYTES_PLENTY: u64 = 256 << 20;
+
 /// How the names of clients' keys begin.
 pub(crate) const KEY_PREFIX: &str = "key-";
 
@@ -304,7 +307,7 @@ impl Plan {
             endpoint: endpoint(random),
             scrub: scrub(&mut seed::random(seed, "scrub", 0)),
             hint_bytes_max: *pick(
-                &[256 << 20, 256 << 20, 256 << 20, 300],
+                &[HINT_BYTES_PLENTY, HINT_BYTES_PLENTY, HINT_BYTES_PLENTY, 300],
                 &mut seed::random(seed, "hint budget", 0),
             ),
             repair_interval: repair_interval(&mut seed::random(seed, "repair", 0)),

@@ -32,7 +32,7 @@ use crate::clock::SkewedClock;
 use crate::disk::Disk;
 use crate::history::{Action, HintLeft, History, Outcome, Violation};
 use crate::invariants;
-use crate::plan::{Plan, Wishes};
+use crate::plan::{HINT_BYTES_PLENTY, Plan, Wishes};
 use crate::recorder::Recorder;
 use crate::seed;
 use crate::shared::{PORT, ServerParts, Shared};
@@ -400,6 +400,7 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
         recorder.with(|history| history.compared_n = Some(quorum.n()));
     }
     recorder.with(|history| history.is_flushed = plan.durability == Durability::Fsync);
+    recorder.with(|history| history.hints_are_scarce = plan.hint_bytes_max < HINT_BYTES_PLENTY);
     let named = |index: ServerIndex| (Target::of(&ring.servers()[index].name), index);
     recorder.with(|history| history.targets = ring.servers().indices().map(named).collect());
     for key in &plan.keys {

@@ -12,7 +12,9 @@
 //! - so was the owner's own disk, or bits of this key's record flipped on it: its copy is lost; or its record was damaged
 //!   earlier and is not repaired yet: what it holds cannot be told;
 //! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up;
-//! - servers compare, and the owner is none of the cluster's n, but of a request's larger N: marks for it are forgotten.
+//! - servers compare, and the owner is none of the cluster's n, but of a request's larger N: marks for it are forgotten;
+//! - servers compare, hints have a small budget, and a coordinator owns no copy (its put was sloppy): it has nothing to compare,
+//!   so the marks it left are forgotten, and the others make their copies equal.
 //!
 //! Not checked: a write of which no event was seen, or one whose event nobody is known to have numbered. How long it
 //! takes is checked by the runner.
@@ -97,5 +99,9 @@ fn is_excused(
     let owners = history.owners.get(&(key.name.to_owned(), write.op.n));
     let place = owners.and_then(|owners| owners.iter().position(|&other| other == owner));
     let is_beyond = history.compared_n.is_some_and(|n| place.is_some_and(|place| place >= n));
-    is_damaged || is_marked || is_unreadable || is_beyond
+    let owns =
+        |n: usize, server| owners.is_some_and(|owners| owners.iter().take(n).any(|owner| owner == server));
+    let is_forgotten = history.hints_are_scarce
+        && history.compared_n.is_some_and(|n| coordinators.iter().any(|server| !owns(n, server)));
+    is_damaged || is_marked || is_unreadable || is_beyond || is_forgotten
 }
