@@ -44,7 +44,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::coordinator::Coordinator;
-use crate::replica::{ReplicaError, Terms};
+use crate::replica::{HashPage, ReplicaError, Terms};
 use crate::stored::Stored;
 
 /// Nodes whose hashes travel in one message.
@@ -309,7 +309,8 @@ pub(crate) fn answer<S: Socket, T: Store>(
         }
         Compare::Keys { .. } if !repair.admit(from) => Ok(RepairAnswer::Busy),
         Compare::Keys { partition, after, last, entries } => {
-            let (ours, end) = coordinator.replica.entry_hashes(partition, &after, KEYS_PAGE)?;
+            let HashPage { hashes: ours, end, .. } =
+                coordinator.replica.entry_hashes(partition, &after, KEYS_PAGE)?;
             let last = match end {
                 Some(end) if last.is_empty() || end < last => end,
                 _ => last,
@@ -521,10 +522,12 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             after = Some(last.partition);
             let seen_to = marks.into_iter().map(|mark| async move {
                 // Copies beyond the cluster's n are nobody's to keep equal.
-                if self.pair.shared.contains(mark.partition) {
-                    self.compare_keys(mark.partition, unwanted).await?;
+                let is_done = !self.pair.shared.contains(mark.partition)
+                    || self.compare_keys(mark.partition, unwanted).await?;
+                if is_done {
+                    self.coordinator.replica.clear_dirty_mark(mark).await?;
                 }
-                self.coordinator.replica.clear_dirty_mark(mark).await.map_err(Halt::from)
+                Ok(())
             });
             self.records.finish(stream::iter(seen_to).buffer_unordered(PARTITIONS_AT_ONCE)).await?;
         }
@@ -555,14 +558,21 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
         Ok(found)
     }
 
-    /// Finds the keys of a partition whose records differ, and makes them equal.
-    async fn compare_keys(&self, partition: Partition, unwanted: &Mutex<&mut Unwanted>) -> Result<(), Halt> {
-        let mut after = Bytes::new();
+    /// Finds the keys of a partition whose records differ, and makes them equal. Whether this server has told all that it is to
+    /// hold: of what is damaged here it cannot.
+    async fn compare_keys(
+        &self,
+        partition: Partition,
+        unwanted: &Mutex<&mut Unwanted>,
+    ) -> Result<bool, Halt> {
+        let (mut after, mut all_whole) = (Bytes::new(), true);
         loop {
             if self.records.places.is_closed() {
                 return Err(Halt::Over);
             }
-            let (ours, end) = self.coordinator.replica.entry_hashes(partition, &after, KEYS_PAGE)?;
+            let HashPage { hashes: ours, end, is_whole } =
+                self.coordinator.replica.entry_hashes(partition, &after, KEYS_PAGE)?;
+            all_whole &= is_whole;
             let entries = ours.iter().map(|(_, hash)| *hash).collect();
             let asked = end.unwrap_or_default();
             let compare = Compare::Keys { partition, after: after.clone(), last: asked, entries };
@@ -577,7 +587,7 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
             let exchanges = keys.into_iter().map(|key| self.exchange(key, unwanted));
             self.records.finish(exchanges.collect::<FuturesUnordered<_>>()).await?;
             if last.is_empty() {
-                return Ok(());
+                return Ok(all_whole);
             }
             if last <= after {
                 return Err(Halt::NotAnswered(OwnerAnswer::Refused(Refusal::Invalid(

@@ -2,7 +2,8 @@
 //!
 //! What was lost can have been acknowledged by this server and as few as W - 1 others, whichever they are. So a record
 //! counts as repaired only when *all* other owners have told what they hold, and all of it is merged here: a write that any
-//! of them acknowledged is then in it. While one of them is down the key waits, and reads get their quorums from the others.
+//! of them acknowledged is then in it. While one of them is down the key waits, and reads get their quorums from the others. The
+//! other servers that are up are asked as well, for copies that requests with a larger N have left with them.
 //!
 //! An owner that has lost its own record tells what was written to it since. More than that nobody will ever know, so two
 //! such owners do not wait for each other. But if *no* owner has kept what it had, the key goes on being refused until
@@ -76,11 +77,20 @@ async fn one<S: Socket, T: Store>(
         let request = ReplicaRequest::Fetch { ring, key: key.clone(), known };
         async move { (owner, coordinator.ask(owner, request, deadline).await) }
     };
-    let mut answers: FuturesUnordered<_> = other_owners(coordinator, &key, n).into_iter().map(ask).collect();
-    let mut theirs = Record::new();
+    let owners = other_owners(coordinator, &key, n);
+    let may_know = |server: &ServerIndex| owners.contains(server) || coordinator.detector.is_up(*server);
+    let asked = coordinator.peers().into_iter().filter(may_know);
+    let mut answers: FuturesUnordered<_> = asked.map(ask).collect();
+    let (mut theirs, mut beyond) = (Record::new(), Record::new());
     let (mut is_whole_somewhere, mut is_lost_elsewhere) = (false, false);
     while let Some((owner, answer)) = answers.next().await {
         match answer {
+            Ok(ReplicaAnswer::Record(record) | ReplicaAnswer::Incomplete(record))
+                if !owners.contains(&owner) =>
+            {
+                beyond.merge(&record);
+            }
+            _ if !owners.contains(&owner) => {}
             Ok(ReplicaAnswer::Same) => is_whole_somewhere = true,
             Ok(ReplicaAnswer::Record(record)) => {
                 is_whole_somewhere = true;
@@ -105,6 +115,7 @@ async fn one<S: Socket, T: Store>(
         let key = String::from_utf8_lossy(&key);
         tracing::warn!(?key, "damaged on other owners too: what only damaged copies held is lost");
     }
+    theirs.merge(&beyond);
     coordinator.replica.mend(key, theirs, found).await
 }
 

@@ -116,8 +116,14 @@ pub(crate) struct ReplicaConfig {
 /// One entry of a page: a key and its record.
 pub(crate) type Entry = (Bytes, Record);
 
-/// Entries of a partition with their hashes, and where the page ended.
-pub(crate) type HashPage = (Vec<(Bytes, EntryHash)>, Option<Bytes>);
+/// Entries of a partition with their hashes.
+pub(crate) struct HashPage {
+    pub(crate) hashes: Vec<(Bytes, EntryHash)>,
+    /// The last key that was read; `None` when there are no more.
+    pub(crate) end: Option<Bytes>,
+    /// Whether none was left out.
+    pub(crate) is_whole: bool,
+}
 
 /// A page that was looked at for damage.
 pub(crate) struct Scrubbed {
@@ -300,8 +306,8 @@ impl<T: Store> Replica<T> {
         Ok(())
     }
 
-    /// Some of the entries of a partition after a key of it, with their hashes, and the last key that was read; `None` when
-    /// there are no more. Damaged ones are left out, and all that follow what the engine cannot read.
+    /// Some of the entries of a partition after a key of it, with their hashes. Damaged ones are left out, and all that follow what
+    /// the engine cannot read.
     pub(crate) fn entry_hashes(
         &self,
         partition: Partition,
@@ -314,20 +320,27 @@ impl<T: Store> Replica<T> {
         let is_ours = |store_key: &Bytes| store_key.starts_with(&number);
         let last = page.last().filter(|(last, _)| is_ours(last) && damage.is_none());
         let end = last.and_then(|(last, _)| key_of(last));
+        let mut is_whole = damage.is_none();
         let ours = page.into_iter().filter(|(store_key, _)| is_ours(store_key));
         let hashes = ours.filter_map(|(store_key, bytes)| match Stored::decode(&bytes) {
-            Ok(stored) if stored.is_incomplete || stored == Stored::default() => None,
+            Ok(Stored { is_incomplete: true, .. }) => {
+                is_whole = false;
+                None
+            }
+            Ok(stored) if stored == Stored::default() => None,
             Ok(stored) => {
                 let key = key_of(&store_key)?;
                 let hash = self.tree.hash_of(&key, &stored);
                 Some((key, hash))
             }
             Err(_) => {
+                is_whole = false;
                 self.report(store_key);
                 None
             }
         });
-        Ok((hashes.collect(), end))
+        let hashes = hashes.collect();
+        Ok(HashPage { hashes, end, is_whole })
     }
 
     /// What was found damaged here.

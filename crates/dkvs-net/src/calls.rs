@@ -18,7 +18,7 @@ use crate::endpoint::{Answered, CallError, Counters, Patience, Shared};
 use crate::lock;
 use crate::peers::{Expiry, Heard};
 use crate::socket::Socket;
-use crate::streams::{Streamed, expires_by_stream};
+use crate::streams::expires_by_stream;
 
 /// A call that is registered, until dropped.
 pub(crate) struct Begun<'a, S: Socket> {
@@ -122,16 +122,13 @@ impl<S: Socket> Shared<S> {
             if expires_by_stream(frame.kind) && !lock(&self.peers).knows_clock(to) {
                 self.hear_clock(to, deadline).await?;
             }
-            match self.ask_by_stream(to, frame, sent_before).await? {
-                Streamed::Answered(answered) => return Ok(answered),
-                Streamed::Expired => {}
+            if let Some(answered) = self.ask_by_stream(to, frame, sent_before).await? {
+                return Ok(answered);
             }
             // The server was restarted, or was not heard of for so long that its clock is not known well enough.
             self.hear_clock(to, deadline).await?;
-            match self.ask_by_stream(to, frame, sent_before).await? {
-                Streamed::Answered(answered) => Ok(answered),
-                Streamed::Expired => Err(CallError::Overloaded { repeated: sent_before }),
-            }
+            let answered = self.ask_by_stream(to, frame, sent_before).await?;
+            answered.ok_or(CallError::Overloaded { repeated: sent_before })
         };
         timeout_at(deadline, asking).await.unwrap_or(Err(CallError::TimedOut))
     }

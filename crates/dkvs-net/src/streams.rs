@@ -22,7 +22,6 @@ use bytes::Bytes;
 use crc32fast::Hasher as Checksum;
 use dkvs_proto::envelope::{STREAM_PREFACE_LEN, parse_stream_preface, stream_preface};
 use dkvs_proto::frame::{EXPIRY_LEN, FRAME_HEADER_LEN, Frame, FrameHeader, Kind};
-use dkvs_proto::message::Answer;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -158,43 +157,37 @@ pub(crate) fn expires_by_stream(kind: Kind) -> bool {
     kind == Kind::ReplicaRequest
 }
 
-/// What came of a request by stream.
-pub(crate) enum Streamed {
-    Answered(Answered),
-    /// It had expired, by the server's clock.
-    Expired,
-}
-
 /// What came of one request on one connection.
 enum Exchanged {
-    Answered(Result<Answer, CallError>),
+    Answered(Kind, Bytes),
+    /// It had expired, by the server's clock.
     Expired,
     Overloaded,
 }
 
 impl Exchanged {
-    /// `sent_before`: the request had been sent already, in whatever way. `broke`: on a connection that broke. Then a server that has
-    /// ended since may have executed it.
-    fn streamed(self, sent_before: bool, broke: bool) -> Result<Streamed, CallError> {
+    /// What it says of the request; `None` when that had expired. `sent_before`: it had been sent already, in whatever way. `broke`: on
+    /// a connection that broke. Then a server that has ended since may have executed it.
+    fn read(self, sent_before: bool, broke: bool) -> Result<Option<Answered>, CallError> {
         match self {
-            Self::Answered(answer) => {
-                Ok(Streamed::Answered(Answered { answer: answer?, maybe_done_before: broke }))
+            Self::Answered(kind, body) => {
+                Ok(Some(Answered { answer: read_answer(kind, &body)?, maybe_done_before: broke }))
             }
-            Self::Expired => Ok(Streamed::Expired),
+            Self::Expired => Ok(None),
             Self::Overloaded => Err(CallError::Overloaded { repeated: sent_before }),
         }
     }
 }
 
 impl<S: Socket> Shared<S> {
-    /// Asks by stream. A kept connection that turns out to be closed is replaced; the request's id makes that safe.
-    /// `sent_before`: the request has been sent already, by datagram.
+    /// Asks by stream. A kept connection that turns out to be closed is replaced; the request's id makes that safe. `None` when the
+    /// request has expired. `sent_before`: it has been sent already, by datagram.
     pub(crate) async fn ask_by_stream(
         &self,
         to: SocketAddr,
         frame: Frame<'_>,
         sent_before: bool,
-    ) -> Result<Streamed, CallError> {
+    ) -> Result<Option<Answered>, CallError> {
         let mut broke = false;
         while let Some(mut idle) = self.idle_streams.take(to) {
             if has_ended(&mut idle) {
@@ -203,7 +196,7 @@ impl<S: Socket> Shared<S> {
             match self.exchange(to, &mut idle, &frame).await {
                 Ok(exchanged) => {
                     self.idle_streams.keep(to, idle);
-                    return exchanged.streamed(sent_before || broke, broke);
+                    return exchanged.read(sent_before || broke, broke);
                 }
                 Err(_) => broke = true,
             }
@@ -215,7 +208,7 @@ impl<S: Socket> Shared<S> {
         stream.write_all(&stream_preface(self.session)).await.map_err(broken)?;
         let exchanged = self.exchange(to, &mut stream, &frame).await.map_err(broken)?;
         self.idle_streams.keep(to, stream);
-        exchanged.streamed(sent, broke)
+        exchanged.read(sent, broke)
     }
 
     /// One request and its answer. The error is the connection's.
@@ -252,7 +245,7 @@ impl<S: Socket> Shared<S> {
                 | Kind::ClientRequest
                 | Kind::ReplicaRequest
                 | Kind::AdminRequest
-                | Kind::UseStream => return Ok(Exchanged::Answered(read_answer(header.kind, &body))),
+                | Kind::UseStream => return Ok(Exchanged::Answered(header.kind, body)),
             }
         }
     }

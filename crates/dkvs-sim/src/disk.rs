@@ -31,7 +31,7 @@ use rand::rngs::StdRng;
 use tokio::time::sleep;
 
 use crate::history::{DiskCensus, Micros, Reaped, Stored};
-use crate::plan::KEY_PREFIX;
+use crate::plan::{DISK_FREE_BYTES_MIN, KEY_PREFIX};
 use crate::recorder::Recorder;
 use crate::trace::{Trace, micros, now};
 use crate::weather::flip;
@@ -256,7 +256,8 @@ impl Disk {
         let mut value = platter.visible.get(&place)?.to_vec();
         flip(&mut value, &mut platter.random);
         let value = Bytes::from(value);
-        // The medium changed under everybody: what waits in the journal for this place is hit as well.
+        // The medium changed under everybody: what waits in the journal for this place is hit as well, but not what a commit
+        // under way is to write there.
         let batch = {
             let mut batch = Batch::new();
             batch.put(place.0, place.1.clone(), value.clone());
@@ -265,7 +266,9 @@ impl Disk {
         if platter.journal.is_empty() {
             platter.synced.insert(place.clone(), value.clone());
         } else {
-            platter.journal.push(Pending { batch, answered: Some(0) });
+            let pending = platter.journal.iter().position(|pending| pending.answered.is_none());
+            let place = pending.unwrap_or(platter.journal.len());
+            platter.journal.insert(place, Pending { batch, answered: Some(0) });
         }
         platter.visible.insert(place.clone(), value);
         let key = place.1.slice(2..);
@@ -308,6 +311,20 @@ impl Disk {
     #[must_use]
     pub fn is_hindered(&self) -> bool {
         self.lock().conditions != DiskConditions::healthy()
+    }
+
+    /// Whether its server takes not even what makes copies equal, hints among it, for want of space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock().conditions.free < DISK_FREE_BYTES_MIN / 4
+    }
+
+    /// How many bytes of records there are.
+    #[must_use]
+    pub fn record_bytes(&self) -> u64 {
+        let platter = self.lock();
+        let records = platter.visible.iter().filter(|((keyspace, _), _)| *keyspace == Keyspace::Records);
+        records.map(|((_, place), value)| (place.len() + value.len()) as u64).sum()
     }
 
     /// Since when its server takes no more writes, if so.

@@ -255,6 +255,10 @@ pub struct History {
     /// When servers ended with hints that they may not have written: from when their disk may have kept them from it, or else
     /// from an end that nobody asked for, to the end.
     pub ends: Vec<(ServerIndex, Micros, Micros)>,
+    /// From when to when a server's disk had no space for hints either.
+    pub full_disks: Vec<(ServerIndex, Micros, Micros)>,
+    /// Whether servers have so little room for what goes on after an answer that they may try only once to write a hint.
+    pub background_is_scarce: bool,
     /// The disks of all servers when the faults had ended, clients had finished, and no hint was left or none was delivered
     /// any more; before every key was read with R = N.
     pub quiet_disks: BTreeMap<ServerIndex, DiskCensus>,

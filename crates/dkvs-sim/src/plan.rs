@@ -30,6 +30,9 @@ const WRITTEN_BACK: Duration = Duration::from_secs(30);
 /// What servers want to be free on their disks.
 pub(crate) const DISK_FREE_BYTES_MIN: u64 = 1 << 20;
 
+/// Room for what goes on after answers that no run fills.
+pub(crate) const BACKGROUND_BYTES_PLENTY: usize = 256 << 20;
+
 /// A budget for hints that no run uses up.
 pub(crate) const HINT_BYTES_PLENTY: u64 = 256 << 20;
 
@@ -252,7 +255,7 @@ impl Scarcity {
             changes_max: 4_096,
             change_bytes_max: 256 << 20,
             batch_max: 1_024,
-            background_bytes_max: 256 << 20,
+            background_bytes_max: BACKGROUND_BYTES_PLENTY,
         }
     }
 }

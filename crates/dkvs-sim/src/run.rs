@@ -32,7 +32,7 @@ use crate::clock::SkewedClock;
 use crate::disk::Disk;
 use crate::history::{Action, HintLeft, History, Outcome, Violation};
 use crate::invariants;
-use crate::plan::{HINT_BYTES_PLENTY, Plan, Wishes};
+use crate::plan::{BACKGROUND_BYTES_PLENTY, HINT_BYTES_PLENTY, Plan, Scarcity, Wishes};
 use crate::recorder::Recorder;
 use crate::seed;
 use crate::shared::{PORT, ServerParts, Shared};
@@ -238,8 +238,17 @@ impl Run {
 
     /// Servers that compare make all owners equal with nobody reading, and no mark is left of what somebody missed.
     fn owners_agree(&mut self) -> bool {
-        let longest = self.shared.plan.patience(WIND_UP);
+        let longest = self.shared.plan.patience(WIND_UP) + self.scrub_takes();
         self.until_none("owners_agree_with_nobody_reading", longest, disagreement)
+    }
+
+    /// How long a scrub takes at most to find what is damaged, if nothing else does.
+    fn scrub_takes(&self) -> Duration {
+        let (bytes_per_s, pause) = self.shared.plan.scrub;
+        let most = self.shared.servers.iter().map(|parts| parts.disk.record_bytes()).max();
+        most.unwrap_or(0)
+            .checked_div(bytes_per_s)
+            .map_or(Duration::ZERO, |s| pause + Duration::from_secs(s + 1))
     }
 
     /// Where servers forget tombstones and make each other equal, none is left.
@@ -401,6 +410,8 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
     }
     recorder.with(|history| history.is_flushed = plan.durability == Durability::Fsync);
     recorder.with(|history| history.hints_are_scarce = plan.hint_bytes_max < HINT_BYTES_PLENTY);
+    let is_scarce = |scarcity: &Scarcity| scarcity.background_bytes_max < BACKGROUND_BYTES_PLENTY;
+    recorder.with(|history| history.background_is_scarce = plan.scarcity.as_ref().is_some_and(is_scarce));
     let named = |index: ServerIndex| (Target::of(&ring.servers()[index].name), index);
     recorder.with(|history| history.targets = ring.servers().indices().map(named).collect());
     for key in &plan.keys {

@@ -385,7 +385,11 @@ impl World {
             self.hindered.remove(&server);
         }
         if !self.is_up(server) {
+            // What is left of a program that stopped in order ends now; as in `crash`.
+            let others = self.others(server);
+            others.iter().for_each(|&other| self.cut(server, other));
             self.sim.bounce(self.shared.ips[server]);
+            others.iter().for_each(|&other| self.mend(server, other));
         }
         if let Some(damaged) = &mut self.damaged
             && damaged.server == server
@@ -403,9 +407,18 @@ impl World {
         true
     }
 
-    /// Writes down from when to when a disk hinders its server, whose conditions have changed.
+    /// Writes down from when to when a disk hinders its server, whose conditions have changed, and has no space for hints.
     fn note_disk(&mut self, server: Host) {
         let now = self.now();
+        let is_full = self.shared.servers[server].disk.is_full();
+        self.shared.recorder.with(|history| {
+            let mut spells = history.full_disks.iter_mut().rev();
+            match spells.find(|(full, _, until)| *full == index(server) && *until == Micros::MAX) {
+                None if is_full => history.full_disks.push((index(server), now, Micros::MAX)),
+                Some(spell) if !is_full => spell.2 = now,
+                None | Some(_) => {}
+            }
+        });
         let is_hindered = self.shared.servers[server].disk.is_hindered();
         let since = self.hindered_since(server);
         if is_hindered {

@@ -5,8 +5,10 @@
 //! numbered one of the events that its acknowledgement covers.
 //!
 //! Excused is one owner of one write, when
-//! - a coordinator ended, not in order, between the call and [`HINTED`] after the deadline, or did so later and its disk
+//! - a coordinator ended, not in order, between the call and [`HINTED`] after it gave the owners up, or did so later and its disk
 //!   may have kept it from writing hints since then: it had not kept the write for anybody yet;
+//! - a coordinator's disk had no space for hints in that time, and there is little room for what goes on after an answer: it may
+//!   have tried only once;
 //! - a coordinator's disk was wiped, restored or (unless the level is `fsync`) cut off before a flush since the call: its
 //!   hints are lost;
 //! - so was the owner's own disk, or bits of this key's record flipped on it: its copy is lost; or its record was damaged
@@ -30,7 +32,8 @@ use crate::checkers::evidence::{Evidence, Fate, Key, Write, in_words};
 use crate::history::{Damage, History};
 use crate::trace::micros;
 
-/// Within this time after a write's deadline its coordinator has written hints, unless something keeps its disk from it.
+/// Within this time after giving up the owners that have not acknowledged a write its coordinator has written hints, unless
+/// something keeps its disk from it. It begins the write by the client's deadline, and then has as long as the client had.
 pub(crate) const HINTED: Duration = Duration::from_secs(1);
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
@@ -43,7 +46,8 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
             let numbered_by =
                 dots.iter().map(|dot| history.coordinators.get(&dot.actor.incarnation).copied());
             let Some(coordinators) = numbered_by.collect::<Option<BTreeSet<_>>>() else { continue };
-            if dots.is_empty() || coordinators.iter().any(|&server| has_ended(history, server, write)) {
+            let is_lost = |&server| may_have_kept_nothing(history, server, write);
+            if dots.is_empty() || coordinators.iter().any(is_lost) {
                 continue;
             }
             for owner in
@@ -62,12 +66,16 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
     }
 }
 
-fn has_ended(history: &History, coordinator: ServerIndex, write: &Write<'_>) -> bool {
-    let until = write.op.deadline + micros(HINTED);
+/// Whether the coordinator ended, or could not write, before it had kept the write for those that had not acknowledged it.
+fn may_have_kept_nothing(history: &History, coordinator: ServerIndex, write: &Write<'_>) -> bool {
+    let (called, deadline) = (write.op.called, write.op.deadline);
+    let until = deadline + (deadline - called) + micros(HINTED);
+    let full_disks = history.full_disks.iter().filter(|_| history.background_is_scarce);
     history
         .ends
         .iter()
-        .any(|&(server, from, to)| server == coordinator && from <= until && to >= write.op.called)
+        .chain(full_disks)
+        .any(|&(server, from, to)| server == coordinator && from <= until && to >= called)
 }
 
 fn is_excused(

@@ -8,9 +8,10 @@
 //!
 //! No damage excuses from it but a disk that was put back to an earlier state; runs in which deletions are forgotten have none.
 //!
-//! Not checked: gets that were under way at the first removal; deletions, which look alike.
+//! Not checked: values that had expired when they were removed (`expired_values_are_hidden` sees to these); gets that were under way at the first removal; deletions, which look alike.
 
 use dkvs_core::record::{Body, Record};
+use dkvs_core::version::Dot;
 
 use super::Findings;
 use crate::checkers::evidence::{Evidence, Key, Read, in_words};
@@ -48,7 +49,9 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
 fn shows_nothing_forgotten(evidence: &Evidence<'_>, key: &Key<'_>, read: &Read<'_>, findings: &mut Findings) {
     let before = forgotten(evidence.history, key.name, read.op.called);
     for write in read.values.iter().filter_map(|&value| key.writer_of(value?)) {
-        let is_back = !write.dots.is_empty() && write.dots.iter().all(|&dot| before.vv().covers(dot));
+        // What was removed as it had expired may still be shown by a server whose clock went back.
+        let is_gone = |&dot: &Dot| before.vv().covers(dot) && !before.holds(dot);
+        let is_back = !write.dots.is_empty() && write.dots.iter().all(is_gone);
         findings.claim(!is_back, || {
             let (get, put) = (in_words(read.op), in_words(write.op));
             format!("{get} shows {put}, which was deleted and forgotten: {:?}", before.vv())
