@@ -96,6 +96,43 @@ async fn marks_are_seen_to_and_cleared() {
     .await;
 }
 
+/// What a server knows to be missing elsewhere, and cannot send as its own copy is damaged, it goes on to know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mark_stays_while_the_copy_that_is_to_be_sent_is_damaged() {
+    let mut cluster = Cluster::start(Plan { hint_bytes_max: 0, ..comparing(3) }).await;
+    let client = client(&cluster).await;
+    let lacks = cluster.servers()[2];
+    cluster.kill(lacks);
+    put_all(&client, 0..20, "v").await;
+    let marked = |cluster: &Cluster, server: ServerIndex, number: usize| {
+        let marks = cluster.replica(server).dirty_marks(None, 500).unwrap();
+        marks.iter().any(|mark| mark.partition == Partition::of_key(key(number).as_bytes()))
+    };
+    let holder = eventually("a mark", async || {
+        cluster.servers().into_iter().take(2).find(|&server| marked(&cluster, server, 0))
+    })
+    .await;
+    let other = cluster.servers()[usize::from(holder == cluster.servers()[0])];
+    // Without it the damage stays.
+    cluster.kill(other);
+    cluster.damage(holder, &key(0)).await;
+    assert_eq!(cluster.readable(holder, &key(0)), None);
+    cluster.restart(lacks).await;
+    eventually("all other marks to be cleared", async || {
+        (1..20).all(|number| !marked(&cluster, holder, number)).then_some(())
+    })
+    .await;
+    assert!(marked(&cluster, holder, 0));
+    cluster.restart(other).await;
+    eventually("the value at all, and no mark", async || {
+        let all_have = cluster.servers().into_iter().all(|server| {
+            cluster.readable(server, &key(0)).is_some_and(|record| record.siblings().len() == 1)
+        });
+        (all_have && !marked(&cluster, holder, 0)).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_values_on_both_sides_are_merged_and_not_overwritten() {
     let mut cluster = Cluster::start(comparing(2)).await;

@@ -134,6 +134,27 @@ async fn two_damaged_copies_of_three_are_repaired_from_the_third() {
     assert_eq!(value(&client, "k", 3).await, Some("v".into()));
 }
 
+/// A put has asked more servers than the cluster's n, and of the first n only one was there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_record_is_repaired_from_copies_beyond_the_clusters_n_too() {
+    let mut cluster = Cluster::start(Plan { hint_bytes_max: 0, ..Plan::of(5) }).await;
+    let client = cluster.client().await;
+    let [damaged, away_a, away_b, beyond_a, beyond_b] = cluster.owners("k", 5)[..] else { panic!("five") };
+    for away in [away_a, away_b] {
+        cluster.kill(away);
+    }
+    client.put("k", "v").n(5).w(3).await.unwrap();
+    let written = cluster.stored(damaged, "k");
+    assert!([beyond_a, beyond_b].iter().all(|&server| cluster.stored(server, "k") == written));
+    for away in [away_a, away_b] {
+        cluster.restart(away).await;
+        assert!(cluster.stored(away, "k").siblings().is_empty());
+    }
+    cluster.damage(damaged, "k").await;
+    let repaired = || async { cluster.readable(damaged, "k").filter(|record| *record == written) };
+    eventually("the repair", repaired).await;
+}
+
 /// One of two copies that acknowledged a write was damaged before, the other afterwards: the former still has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_copy_tells_what_was_written_to_it_since() {

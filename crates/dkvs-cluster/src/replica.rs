@@ -804,6 +804,39 @@ mod tests {
         assert_eq!(replica.fetch_hints(&KEY).unwrap().siblings().len(), 2);
     }
 
+    /// Flips a bit of the record in the store, and has the damage found.
+    async fn damage(store: &MemoryStore, replica: &Replica<MemoryStore>) {
+        let place = store_key(&KEY);
+        let mut bytes = store.get(Keyspace::Records, &place).unwrap().unwrap().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        let mut batch = Batch::new();
+        batch.put(Keyspace::Records, place.clone(), bytes);
+        store.commit(batch, Durability::Memory).await.unwrap();
+        assert!(matches!(replica.fetch(&KEY), Err(ReplicaError::Damaged)));
+        replica.change(0, |done| Change::Quarantine { store_key: place, done }).await.unwrap();
+    }
+
+    /// What the others said when it was damaged first may be older than what was lost then.
+    #[tokio::test]
+    async fn a_record_damaged_twice_is_mended_with_answers_from_after_the_second_time_only() {
+        let store = Arc::new(MemoryStore::new());
+        let replica = replica_on(store.clone(), Durability::Memory).await;
+        let put = async |record| {
+            replica.merge(KEY, record, Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+        };
+        put(made_elsewhere(op(1), value("old"))).await;
+        damage(&store, &replica).await;
+        let (asked, answered) = (replica.damage().found(), made_elsewhere(op(1), value("old")));
+        put(made_elsewhere(op(2), value("new"))).await;
+        damage(&store, &replica).await;
+        assert_eq!(replica.damage().waiting(), 1, "one record");
+        replica.mend(KEY, answered.clone(), asked).await.unwrap();
+        assert!(matches!(replica.fetch(&KEY), Err(ReplicaError::Damaged)));
+        replica.mend(KEY, answered, replica.damage().found()).await.unwrap();
+        assert_eq!(shown(&replica).await, [value("old")]);
+        assert_eq!(replica.damage().waiting(), 0);
+    }
+
     /// The owner came back between the two rounds of a put without a context.
     #[tokio::test]
     async fn a_second_event_is_made_though_the_hint_of_the_first_was_delivered() {
