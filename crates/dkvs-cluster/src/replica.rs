@@ -640,7 +640,7 @@ mod tests {
     use dkvs_core::servers::ServerName;
     use dkvs_core::version::Actor;
     use dkvs_proto::message::reap::{ReapKey, ReapStep};
-    use dkvs_storage::MemoryStore;
+    use dkvs_storage::{Batch, MemoryStore};
     use rand::SeedableRng;
 
     use super::*;
