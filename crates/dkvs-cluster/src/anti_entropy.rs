@@ -439,9 +439,15 @@ impl Records {
         }
     }
 
-    /// Waits for the only place, if there is just one.
-    async fn alone(&self) -> Option<SemaphorePermit<'_>> {
-        if self.is_narrow.load(Ordering::Relaxed) { self.narrow.acquire().await.ok() } else { None }
+    /// Waits for the only place, if there is just one. Fails when nothing more is to be sent.
+    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, OwnerAnswer> {
+        if self.places.is_closed() {
+            return Err(OwnerAnswer::TimedOut);
+        }
+        if !self.is_narrow.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.narrow.acquire().await.map(Some).map_err(|_| OwnerAnswer::TimedOut)
     }
 
     /// Waits for all of them, and tells what failed first.
@@ -645,13 +651,13 @@ impl<S: Socket, T: Store> Round<'_, S, T> {
     }
 
     async fn fetch(&self, key: Bytes, known: (RecordHash, Record)) -> Result<Record, OwnerAnswer> {
-        let _alone = self.records.alone().await;
+        let _turn = self.records.turn().await?;
         let deadline = self.record_deadline();
         self.coordinator.clone().fetch_at(self.server, key, known, deadline).await.1
     }
 
     async fn merge(&self, key: Bytes, record: Record) -> Result<(), OwnerAnswer> {
-        let _alone = self.records.alone().await;
+        let _turn = self.records.turn().await?;
         let deadline = self.record_deadline();
         let merged = self.coordinator.clone().merge_at(self.server, key, record, deadline, Terms::UPKEEP);
         merged.await.1.map(drop)

@@ -45,7 +45,7 @@ use dkvs_proto::message::{Answer, Durability, Refusal, Request};
 use dkvs_proto::record::fits;
 use dkvs_storage::{Store, StoreError};
 use futures::StreamExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -448,9 +448,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
             // The request stays until its hints are written. It is not to wait for space on a disk.
             None => {
                 drop(writes);
-                for owner in failed.into_iter().chain(waiting) {
-                    self.hint_now(owner, &missed).await;
-                }
+                join_all(failed.into_iter().chain(waiting).map(|owner| self.hint_now(owner, &missed))).await;
             }
         }
         quorum
@@ -529,7 +527,7 @@ impl<S: Socket, T: Store> Coordinator<S, T> {
         }
     }
 
-    /// As [`Self::hint`], for a request that waits for it: what cannot be read or written just now is tried a few times.
+    /// As [`Self::hint`], for a request that waits for it: after a bad read it is tried a few times.
     async fn hint_now(&self, owner: ServerIndex, missed: &Missed) {
         let mut tries = 1;
         while let Err(error) = self.try_hint(owner, missed).await {

@@ -68,6 +68,7 @@ pub(crate) fn scan_readable(
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
     found: AtomicU64,
+    again: AtomicU64,
     waiting: AtomicU64,
     /// Something is there to be repaired, or has changed.
     pub(crate) news: Notify,
@@ -91,6 +92,11 @@ impl Damage {
         self.found.load(Ordering::Relaxed)
     }
 
+    /// How often since the start a record was found damaged that was not repaired yet.
+    pub(crate) fn again(&self) -> u64 {
+        self.again.load(Ordering::Relaxed)
+    }
+
     /// Records that are not repaired yet.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
@@ -99,6 +105,7 @@ impl Damage {
     /// A batch was committed that changed the list so.
     pub(crate) fn committed(&self, ListChange { found, listed, mended }: ListChange) {
         self.found.fetch_add(found, Ordering::Relaxed);
+        self.again.fetch_add(found - listed, Ordering::Relaxed);
         self.waiting.fetch_add(listed, Ordering::Relaxed);
         self.waiting.fetch_sub(mended, Ordering::Relaxed);
         if found > 0 {
@@ -137,7 +144,8 @@ impl ListChange {
     ) {
         let place = place(store_key);
         self.found += 1;
-        self.listed += u64::from(!matches!(store.get(Keyspace::Meta, &place), Ok(Some(_))));
+        // When that cannot be read, it may have been there.
+        self.listed += u64::from(matches!(store.get(Keyspace::Meta, &place), Ok(None)));
         batch.put(Keyspace::Meta, place, remains);
     }
 

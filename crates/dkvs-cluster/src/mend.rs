@@ -70,7 +70,7 @@ async fn one<S: Socket, T: Store>(
     n: usize,
 ) -> Result<(), ReplicaError> {
     let _under_way = coordinator.replica.watches().begin(&key);
-    let found = coordinator.replica.damage().found();
+    let again = coordinator.replica.damage().again();
     let deadline = Instant::now() + ANSWER_MAX;
     let ask = |owner| {
         let (ring, known) = (coordinator.ring.id(), Record::new().hash());
@@ -116,7 +116,7 @@ async fn one<S: Socket, T: Store>(
         tracing::warn!(?key, "damaged on other owners too: what only damaged copies held is lost");
     }
     theirs.merge(&beyond);
-    coordinator.replica.mend(key, theirs, found).await
+    coordinator.replica.mend(key, theirs, again).await
 }
 
 /// Who else may hold a key that this server holds: the first n of its preference list, and whoever stands before this

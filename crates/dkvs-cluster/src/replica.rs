@@ -287,11 +287,11 @@ impl<T: Store> Replica<T> {
         let _ = self.changes.try_send(Queued { change: Change::Reclaim { store_key, done }, room: None });
     }
 
-    /// Completes a record that was damaged here with what the other owners hold of it. They were asked when so many records had been
-    /// [found](Damage::found) damaged: if it is more by now, this one may be among them again, and is left as it is.
-    pub(crate) async fn mend(&self, key: Bytes, theirs: Record, found: u64) -> Result<(), ReplicaError> {
+    /// Completes a record that was damaged here with what the other owners hold of it. They were asked when records had been found
+    /// damaged so often [again](Damage::again): if it is more by now, this one may be among them, and is left as it is.
+    pub(crate) async fn mend(&self, key: Bytes, theirs: Record, again: u64) -> Result<(), ReplicaError> {
         let len = key.len() + theirs.value_len();
-        self.change(len, |done| Change::Mend { key, theirs, found, done }).await
+        self.change(len, |done| Change::Mend { key, theirs, again, done }).await
     }
 
     /// The hash tree over the records.
@@ -320,7 +320,8 @@ impl<T: Store> Replica<T> {
         let is_ours = |store_key: &Bytes| store_key.starts_with(&number);
         let last = page.last().filter(|(last, _)| is_ours(last) && damage.is_none());
         let end = last.and_then(|(last, _)| key_of(last));
-        let mut is_whole = damage.is_none();
+        // Where the page ends, the partition may not.
+        let mut is_whole = damage.is_none() || page.last().is_some_and(|(last, _)| !is_ours(last));
         let ours = page.into_iter().filter(|(store_key, _)| is_ours(store_key));
         let hashes = ours.filter_map(|(store_key, bytes)| match Stored::decode(&bytes) {
             Ok(Stored { is_incomplete: true, .. }) => {
@@ -826,13 +827,13 @@ mod tests {
         };
         put(made_elsewhere(op(1), value("old"))).await;
         damage(&store, &replica).await;
-        let (asked, answered) = (replica.damage().found(), made_elsewhere(op(1), value("old")));
+        let (asked, answered) = (replica.damage().again(), made_elsewhere(op(1), value("old")));
         put(made_elsewhere(op(2), value("new"))).await;
         damage(&store, &replica).await;
         assert_eq!(replica.damage().waiting(), 1, "one record");
         replica.mend(KEY, answered.clone(), asked).await.unwrap();
         assert!(matches!(replica.fetch(&KEY), Err(ReplicaError::Damaged)));
-        replica.mend(KEY, answered, replica.damage().found()).await.unwrap();
+        replica.mend(KEY, answered, replica.damage().again()).await.unwrap();
         assert_eq!(shown(&replica).await, [value("old")]);
         assert_eq!(replica.damage().waiting(), 0);
     }

@@ -113,8 +113,8 @@ pub(crate) enum Change {
     Mend {
         key: Bytes,
         theirs: Record,
-        /// How many records had been found damaged here when they were asked.
-        found: u64,
+        /// How often records had been found damaged again when they were asked.
+        again: u64,
         done: Done<()>,
     },
     /// Read on in search of what the hash tree does not know.
@@ -662,8 +662,8 @@ impl<T: Store> Writer<T> {
                 });
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
-            Change::Mend { key, theirs, found, done } => {
-                let is_newer = self.damage.found() == found;
+            Change::Mend { key, theirs, again, done } => {
+                let is_newer = self.damage.again() == again;
                 let result = space
                     .admit(Cause::Upkeep)
                     .and_then(|()| self.entry(store_key(&key), staged))

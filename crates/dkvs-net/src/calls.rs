@@ -18,7 +18,7 @@ use crate::endpoint::{Answered, CallError, Counters, Patience, Shared};
 use crate::lock;
 use crate::peers::{Expiry, Heard};
 use crate::socket::Socket;
-use crate::streams::expires_by_stream;
+use crate::streams::{Sent, expires_by_stream};
 
 /// A call that is registered, until dropped.
 pub(crate) struct Begun<'a, S: Socket> {
@@ -118,25 +118,31 @@ impl<S: Socket> Shared<S> {
         deadline: Instant,
         sent_before: bool,
     ) -> Result<Answered, CallError> {
+        let mut sent = Sent { before: sent_before, broke: false };
         let asking = async {
             if expires_by_stream(frame.kind) && !lock(&self.peers).knows_clock(to) {
                 self.hear_clock(to, deadline).await?;
             }
-            if let Some(answered) = self.ask_by_stream(to, frame, sent_before).await? {
+            if let Some(answered) = self.ask_by_stream(to, frame, &mut sent).await? {
                 return Ok(answered);
             }
-            // The server was restarted, or was not heard of for so long that its clock is not known well enough.
-            self.hear_clock(to, deadline).await?;
-            let answered = self.ask_by_stream(to, frame, sent_before).await?;
-            answered.ok_or(CallError::Overloaded { repeated: sent_before })
+            // The server was restarted, or was not heard of for so long that its clock is not known well enough. If it does not tell,
+            // the request expires once more.
+            let _ = self.hear_clock(to, deadline).await;
+            let answered = self.ask_by_stream(to, frame, &mut sent).await?;
+            answered.ok_or(CallError::Overloaded { repeated: sent.at_all() })
         };
         timeout_at(deadline, asking).await.unwrap_or(Err(CallError::TimedOut))
     }
 
-    /// Has a server tell its clock if it has not told it for as long as a proof lives, or was restarted since.
+    /// Has a server tell its clock if it has not told it for as long as a proof lives, or was restarted since. Whatever it answers.
     async fn hear_clock(&self, to: SocketAddr, deadline: Instant) -> Result<(), CallError> {
         let (kind, body) = Request::Replica(ReplicaRequest::Ping).encode();
-        Box::pin(self.call(to, kind, &body, Patience::until(deadline))).await.map(drop)
+        let patience = Patience::until(deadline);
+        let frame = |id, expires| self.datagram_frame(Frame { kind, id, expires, body: &body });
+        let mut call = self.begin(to, &patience, frame)?;
+        let frame = call.frame.clone().ok_or(CallError::TooLong { len: body.len() })?;
+        self.call_by_datagram(&mut call, frame, &patience, &mut 0).await.map(drop)
     }
 
     /// The frame's bytes, unless it is too long for a datagram.

@@ -157,6 +157,20 @@ pub(crate) fn expires_by_stream(kind: Kind) -> bool {
     kind == Kind::ReplicaRequest
 }
 
+/// Whether copies of a request by stream have gone out.
+pub(crate) struct Sent {
+    /// By datagram.
+    pub(crate) before: bool,
+    /// On a connection that broke. Then a server that has ended since may have executed it.
+    pub(crate) broke: bool,
+}
+
+impl Sent {
+    pub(crate) fn at_all(&self) -> bool {
+        self.before || self.broke
+    }
+}
+
 /// What came of one request on one connection.
 enum Exchanged {
     Answered(Kind, Bytes),
@@ -166,29 +180,27 @@ enum Exchanged {
 }
 
 impl Exchanged {
-    /// What it says of the request; `None` when that had expired. `sent_before`: it had been sent already, in whatever way. `broke`: on
-    /// a connection that broke. Then a server that has ended since may have executed it.
-    fn read(self, sent_before: bool, broke: bool) -> Result<Option<Answered>, CallError> {
+    /// What it says of the request; `None` when that had expired.
+    fn read(self, sent: &Sent) -> Result<Option<Answered>, CallError> {
         match self {
             Self::Answered(kind, body) => {
-                Ok(Some(Answered { answer: read_answer(kind, &body)?, maybe_done_before: broke }))
+                Ok(Some(Answered { answer: read_answer(kind, &body)?, maybe_done_before: sent.broke }))
             }
             Self::Expired => Ok(None),
-            Self::Overloaded => Err(CallError::Overloaded { repeated: sent_before }),
+            Self::Overloaded => Err(CallError::Overloaded { repeated: sent.at_all() }),
         }
     }
 }
 
 impl<S: Socket> Shared<S> {
     /// Asks by stream. A kept connection that turns out to be closed is replaced; the request's id makes that safe. `None` when the
-    /// request has expired. `sent_before`: it has been sent already, by datagram.
+    /// request has expired.
     pub(crate) async fn ask_by_stream(
         &self,
         to: SocketAddr,
         frame: Frame<'_>,
-        sent_before: bool,
+        sent: &mut Sent,
     ) -> Result<Option<Answered>, CallError> {
-        let mut broke = false;
         while let Some(mut idle) = self.idle_streams.take(to) {
             if has_ended(&mut idle) {
                 continue;
@@ -196,19 +208,19 @@ impl<S: Socket> Shared<S> {
             match self.exchange(to, &mut idle, &frame).await {
                 Ok(exchanged) => {
                     self.idle_streams.keep(to, idle);
-                    return exchanged.read(sent_before || broke, broke);
+                    return exchanged.read(sent);
                 }
-                Err(_) => broke = true,
+                Err(_) => sent.broke = true,
             }
         }
-        let sent = sent_before || broke;
         let broken = |error| CallError::Broken(Arc::new(error));
-        let unreachable = |error| if sent { broken(error) } else { CallError::Connect(Arc::new(error)) };
+        let unreachable =
+            |error| if sent.at_all() { broken(error) } else { CallError::Connect(Arc::new(error)) };
         let mut stream = self.socket.connect(to).await.map_err(unreachable)?;
         stream.write_all(&stream_preface(self.session)).await.map_err(broken)?;
         let exchanged = self.exchange(to, &mut stream, &frame).await.map_err(broken)?;
         self.idle_streams.keep(to, stream);
-        exchanged.read(sent, broke)
+        exchanged.read(sent)
     }
 
     /// One request and its answer. The error is the connection's.

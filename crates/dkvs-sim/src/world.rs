@@ -240,9 +240,13 @@ impl World {
         }
     }
 
+    fn is_held(&self, a: Host, b: Host) -> bool {
+        self.holds.get(&(a.min(b), a.max(b))).is_some_and(|&count| count > 0)
+    }
+
     /// turmoil knows one state of each direction; mending sets it.
     fn hold_again(&mut self, a: Host, b: Host) {
-        if self.holds.get(&(a.min(b), a.max(b))).is_some_and(|&count| count > 0) {
+        if self.is_held(a, b) {
             self.sim.hold(self.shared.ips[a], self.shared.ips[b]);
             self.cut_again(a, b);
         }
@@ -385,8 +389,10 @@ impl World {
             self.hindered.remove(&server);
         }
         if !self.is_up(server) {
-            // What is left of a program that stopped in order ends now; as in `crash`.
-            let others = self.others(server);
+            // What is left of a program that stopped in order ends now; as in `crash`. Where messages are held back nothing is
+            // sent, and what the program had sent stays.
+            let mut others = self.others(server);
+            others.retain(|&other| !self.is_held(server, other));
             others.iter().for_each(|&other| self.cut(server, other));
             self.sim.bounce(self.shared.ips[server]);
             others.iter().for_each(|&other| self.mend(server, other));

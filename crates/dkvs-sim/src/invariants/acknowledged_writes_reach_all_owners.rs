@@ -15,8 +15,8 @@
 //!   earlier and is not repaired yet: what it holds cannot be told;
 //! - a coordinator has a mark for the owner and the key's partition: the hints' budget was used up;
 //! - servers compare, and the owner is none of the cluster's n, but of a request's larger N: marks for it are forgotten;
-//! - servers compare, hints have a small budget, and a coordinator owns no copy (its put was sloppy): it has nothing to compare,
-//!   so the marks it left are forgotten, and the others make their copies equal.
+//! - servers compare, hints have a small budget, and a coordinator is none of the cluster's n (its put was sloppy, or had a larger N):
+//!   it has nothing to compare, so the marks it left are forgotten, and the others make their copies equal.
 //!
 //! Not checked: a write of which no event was seen, or one whose event nobody is known to have numbered. How long it
 //! takes is checked by the runner.
@@ -33,7 +33,7 @@ use crate::history::{Damage, History};
 use crate::trace::micros;
 
 /// Within this time after giving up the owners that have not acknowledged a write its coordinator has written hints, unless
-/// something keeps its disk from it. It begins the write by the client's deadline, and then has as long as the client had.
+/// something keeps its disk from it. It has begun the write by the time that is acknowledged, and then has as long as the client had.
 pub(crate) const HINTED: Duration = Duration::from_secs(1);
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
@@ -69,7 +69,8 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings) {
 /// Whether the coordinator ended, or could not write, before it had kept the write for those that had not acknowledged it.
 fn may_have_kept_nothing(history: &History, coordinator: ServerIndex, write: &Write<'_>) -> bool {
     let (called, deadline) = (write.op.called, write.op.deadline);
-    let until = deadline + (deadline - called) + micros(HINTED);
+    let begun = write.op.returned.unwrap_or(deadline);
+    let until = begun + (deadline - called) + micros(HINTED);
     let full_disks = history.full_disks.iter().filter(|_| history.background_is_scarce);
     history
         .ends
@@ -107,8 +108,10 @@ fn is_excused(
     let owners = history.owners.get(&(key.name.to_owned(), write.op.n));
     let place = owners.and_then(|owners| owners.iter().position(|&other| other == owner));
     let is_beyond = history.compared_n.is_some_and(|n| place.is_some_and(|place| place >= n));
+    let lists = history.owners.iter().filter(|((name, _), _)| name == key.name);
+    let longest = lists.map(|(_, owners)| owners).max_by_key(|owners| owners.len());
     let owns =
-        |n: usize, server| owners.is_some_and(|owners| owners.iter().take(n).any(|owner| owner == server));
+        |n: usize, server| longest.is_some_and(|owners| owners.iter().take(n).any(|owner| owner == server));
     let is_forgotten = history.hints_are_scarce
         && history.compared_n.is_some_and(|n| coordinators.iter().any(|server| !owns(n, server)));
     is_damaged || is_marked || is_unreadable || is_beyond || is_forgotten

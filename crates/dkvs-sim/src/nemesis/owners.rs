@@ -128,7 +128,7 @@ fn last_writes(plan: &Plan, key: usize, retires: Duration, random: &mut StdRng) 
     let mut places = shuffled(plan, random).into_iter().filter(|&place| place < copies);
     let (Some(behind), others) = (places.next(), places.collect::<Vec<_>>()) else { return Vec::new() };
     let missed = plan.timeout.mul_f64(random.random_range(0.1..2.0));
-    let kept = retires + 2 * plan.timeout + HINTED;
+    let kept = retires + plan.timeout + HINTED;
     let cut = kept + HINTED.mul_f64(random.random_range(0.0..1.0));
     let lasts = HINTED.mul_f64(random.random_range(0.0..1.0));
     let from = retires.saturating_sub(missed).max(QUIET);
