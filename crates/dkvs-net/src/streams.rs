@@ -250,13 +250,14 @@ impl<S: Socket> Shared<S> {
             match header.kind {
                 Kind::Working => sleep(WORKING_PAUSE).await,
                 Kind::Overloaded => return Ok(Exchanged::Overloaded),
-                Kind::Challenge => return Ok(Exchanged::Expired),
+                Kind::Challenge if expires_by_stream(frame.kind) => return Ok(Exchanged::Expired),
                 Kind::ClientAnswer
                 | Kind::ReplicaAnswer
                 | Kind::AdminAnswer
                 | Kind::ClientRequest
                 | Kind::ReplicaRequest
                 | Kind::AdminRequest
+                | Kind::Challenge
                 | Kind::UseStream => return Ok(Exchanged::Answered(header.kind, body)),
             }
         }
