@@ -663,11 +663,11 @@ impl<T: Store> Writer<T> {
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
             Change::Mend { key, theirs, again, done } => {
-                let is_newer = self.damage.again() == again;
+                let is_current = self.damage.again() == again;
                 let result = space
                     .admit(Cause::Upkeep)
                     .and_then(|()| self.entry(store_key(&key), staged))
-                    .and_then(|entry| if is_newer { mend(entry, &theirs) } else { Ok(()) });
+                    .and_then(|entry| if is_current { mend(entry, &theirs) } else { Ok(()) });
                 or_refuse(result, done).map(|((), done)| Waiting::Done(done))
             }
             Change::ReadTree { done } => {

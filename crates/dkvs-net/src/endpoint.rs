@@ -66,7 +66,7 @@ pub struct Answered {
 /// Why a call has no answer, by what it says about the request's effects.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// Here or there is too much to do. Nothing was done, unless the request had been sent more than once: then an
+    /// Here or there is too much to do, or the request came too late to be begun. Nothing was done, unless the request had been sent more than once: then an
     /// earlier copy may have been executed, by a server that has restarted since.
     #[error("overloaded")]
     Overloaded {

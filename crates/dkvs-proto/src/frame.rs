@@ -43,7 +43,8 @@ pub enum Kind {
     ReplicaAnswer = 0x82,
     /// The server's answer about itself.
     AdminAnswer = 0x83,
-    /// "Prove that you are at this address": the envelope's proof is the one to use. No body; nothing was done.
+    /// "Prove that you are at this address": the envelope's proof is the one to use. On a stream, where there is nothing to prove: "your
+    /// request has expired". No body; nothing was done.
     Challenge = 0xC0,
     /// "Your request is being worked on": the answer to a retransmission that came too early. No body.
     Working = 0xC1,
