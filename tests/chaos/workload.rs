@@ -398,7 +398,7 @@ impl Worker {
             }
             Err(error) => {
                 record.returned(id, Outcome::Unavailable);
-                self.judge(&error);
+                self.judge(target, &error);
                 None
             }
         }
@@ -443,7 +443,7 @@ impl Worker {
             Err(error) => {
                 let unknown = !error.nothing_was_written();
                 record.returned(id, if unknown { Outcome::Unknown } else { Outcome::Failed });
-                self.judge(&error);
+                self.judge(target, &error);
                 if unknown {
                     self.become_another().await;
                 }
@@ -453,15 +453,19 @@ impl Worker {
     }
 
     /// Things break, but not the servers' idea of the ring, nor the rules of asking.
-    fn judge(&self, error: &Error) {
+    fn judge(&self, target: &Target, error: &Error) {
         match error {
             Error::Unknown(_) | Error::Unavailable(_) => {}
+            // A get with R = 1 may be answered by an owner whose disk was full before the key was first written. Puts with
+            // its context then each leave a sibling at the owners that have room.
+            Error::TooManySiblings { siblings, siblings_max, .. } if siblings >= siblings_max => {}
             Error::Usage(_)
             | Error::Connect { .. }
             | Error::WrongRing { .. }
             | Error::Refused { .. }
             | Error::TooManySiblings { .. } => {
-                self.work.record.trouble(format_args!("a client was told: {error}"));
+                let Target { key, quorums } = target;
+                self.work.record.trouble(format_args!("a client was told of {key:?} ({quorums:?}): {error}"));
             }
         }
     }
