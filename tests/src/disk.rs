@@ -1,5 +1,6 @@
 //! A server's store for tests: in memory, with the failures of a disk.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -18,12 +19,26 @@ struct State {
     /// Why the next commit fails, if it does.
     failing: Option<Arc<str>>,
     poisoned: Option<Arc<str>>,
+    /// How many more commits end; all do unless told.
+    commits_left: Option<usize>,
+    /// Of which keyspace the next read by key fails, if it does.
+    unreadable: Option<Keyspace>,
 }
 
 impl TestDisk {
     /// Has the next commit fail.
     pub fn fail(&self, reason: &str) {
         self.state().failing = Some(reason.into());
+    }
+
+    /// Has so many more commits end, and the one after them never.
+    pub fn hang_after(&self, commits: usize) {
+        self.state().commits_left = Some(commits);
+    }
+
+    /// Has the next read by key fail in a keyspace.
+    pub fn fail_read(&self, keyspace: Keyspace) {
+        self.state().unreadable = Some(keyspace);
     }
 
     /// Has it say that so many bytes are free.
@@ -42,6 +57,18 @@ impl TestDisk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the commit that begins now never ends.
+    fn is_hanging(&self) -> bool {
+        match &mut self.state().commits_left {
+            None => false,
+            Some(0) => true,
+            Some(commits_left) => {
+                *commits_left -= 1;
+                false
+            }
+        }
+    }
+
     fn try_to_write(&self) -> Result<(), StoreError> {
         let mut state = self.state();
         if let Some(reason) = state.poisoned.clone() {
@@ -55,6 +82,10 @@ impl TestDisk {
 
 impl Store for TestDisk {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        if self.state().unreadable.take_if(|unreadable| *unreadable == keyspace).is_some() {
+            let source = Arc::new(io::Error::other("told to fail"));
+            return Err(StoreError::Io { what: "cannot read", path: "memory".into(), source });
+        }
         self.memory.get(keyspace, key)
     }
 
@@ -68,6 +99,9 @@ impl Store for TestDisk {
     }
 
     async fn commit(&self, batch: Batch, durability: Durability) -> Result<(), StoreError> {
+        if self.is_hanging() {
+            std::future::pending::<()>().await;
+        }
         self.try_to_write()?;
         self.memory.commit(batch, durability).await
     }

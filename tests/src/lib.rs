@@ -63,6 +63,8 @@ pub struct Plan {
     pub scrub_pause: Option<Duration>,
     /// Bytes of hints that a server keeps for another one.
     pub hint_bytes_max: u64,
+    /// Bytes that requests hold after they were answered, for owners that have not answered.
+    pub background_bytes_max: usize,
     /// Time between comparisons of servers; `None` if they do not compare.
     pub repair_interval: Option<Duration>,
     /// Bytes of records that comparisons move in a second; 0 for no limit.
@@ -94,6 +96,7 @@ impl Plan {
             seed: 1,
             scrub_pause: None,
             hint_bytes_max: 256 << 20,
+            background_bytes_max: 256 << 20,
             repair_interval: None,
             repair_bytes_per_s_max: 0,
             reap_interval: None,
@@ -187,6 +190,7 @@ impl Cluster {
             None => config.scrub_bytes_per_s = 0,
         }
         config.hint_bytes_max = self.plan.hint_bytes_max;
+        config.background_bytes_max = self.plan.background_bytes_max;
         config.repair_interval = self.plan.repair_interval.unwrap_or(Duration::ZERO);
         config.repair_bytes_per_s_max = self.plan.repair_bytes_per_s_max;
         config.reap_interval = self.plan.reap_interval.unwrap_or(Duration::ZERO);
@@ -275,6 +279,16 @@ impl Cluster {
     /// Has the next commit of a server's store fail, and so all that come after it, until the server is started again.
     pub fn fail_disk(&self, server: ServerIndex, reason: &str) {
         self.members[server.as_usize()].store.fail(reason);
+    }
+
+    /// Has so many more commits of a server's store end, and the one after them never.
+    pub fn hang_disk_after(&self, server: ServerIndex, commits: usize) {
+        self.members[server.as_usize()].store.hang_after(commits);
+    }
+
+    /// Has the next read by key fail in a keyspace of a server's store.
+    pub fn fail_read(&self, server: ServerIndex, keyspace: Keyspace) {
+        self.members[server.as_usize()].store.fail_read(keyspace);
     }
 
     /// What a running server has stored for a key; empty when nothing.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dkvs::{Error, ServerIndex};
 use dkvs_core::record::OpId;
 use dkvs_proto::message::Durability;
-use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Put, PutBody};
+use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, OwnerAnswer, Put, PutBody};
 use dkvs_tests::{Cluster, PATIENCE, Plan, TestClient};
 use tokio::time::Instant;
 
@@ -92,6 +92,26 @@ fn blind_put(cluster: &Cluster, value: String, sequence: u64) -> ClientRequest {
         ttl_ms: None,
         sloppy: false,
     })
+}
+
+/// What owners held and its coordinator had not heard of is replaced by a second write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blind_put_whose_second_write_takes_too_long_is_answered_in_time() {
+    const TIMEOUT_MS: u32 = 3_000;
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    let [holder, other, coordinator] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    client.put("k", "old").n(2).w(2).await.unwrap();
+    cluster.hang_disk_after(coordinator, 1);
+    let mut request = blind_put(&cluster, "new".into(), 1);
+    let ClientRequest::Put(put) = &mut request else { panic!("it is a put") };
+    put.timeout_ms = TIMEOUT_MS;
+    let answer = cluster.ask(coordinator, request).await;
+    let ClientAnswer::Failed(Failure::Quorum(missed)) = answer else { panic!("{answer:?}") };
+    assert_eq!(missed.owners, [(coordinator, OwnerAnswer::TimedOut)]);
+    // The first write was done.
+    let holds_both = |server| cluster.stored(server, "k").siblings().len() == 2;
+    assert!([holder, other].into_iter().any(holds_both));
 }
 
 /// Each put goes through a coordinator that was down during the put before, with its clock an hour behind.

@@ -92,6 +92,19 @@ async fn hints_survive_the_end_of_their_holders() {
     converged(&cluster, 20).await;
 }
 
+/// Where there is no room to wait for an owner after the answer, the answer waits for the hint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_cannot_leave_a_hint_for_later_keeps_it_before_its_answer_though_a_read_fails() {
+    let mut cluster = Cluster::start(Plan { background_bytes_max: 0, ..Plan::of(3) }).await;
+    let client = cluster.client().await;
+    let [coordinator, _, down] = cluster.owners("k", 3)[..] else { panic!("three owners") };
+    cluster.kill(down);
+    cluster.fail_read(coordinator, Keyspace::Hints);
+    client.put("k", "v").w(2).await.unwrap();
+    let kept = cluster.hints(coordinator, down);
+    assert_eq!(kept, [("k".into(), cluster.stored(coordinator, "k"))]);
+}
+
 /// Puts that are still waiting for an owner leave hints for it when their coordinator stops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hints_survive_an_orderly_stop_of_their_holders_and_are_written_by_it() {

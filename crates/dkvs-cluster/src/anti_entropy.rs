@@ -738,3 +738,36 @@ fn unexpected(answer: &RepairAnswer) -> Halt {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_failure_what_is_under_way_ends_and_nothing_more_begins() {
+        let records = Records::new(false);
+        let (begun, ended) = (Cell::new(0), Cell::new(0));
+        let exchange = async |number| {
+            let _place = records.places.acquire().await.map_err(|_| Halt::Over)?;
+            begun.set(begun.get() + 1);
+            yield_now().await;
+            if number == 1 {
+                return Err(Halt::NotAnswered(OwnerAnswer::TimedOut));
+            }
+            yield_now().await;
+            ended.set(ended.get() + 1);
+            Ok(())
+        };
+        let exchanges: FuturesUnordered<_> = (0..100).map(exchange).collect();
+        let done = records.finish(exchanges).await;
+        assert!(matches!(done, Err(Halt::NotAnswered(OwnerAnswer::TimedOut))), "{done:?}");
+        let (begun, ended) = (begun.get(), ended.get());
+        assert!((RECORDS_AT_ONCE..=2 * RECORDS_AT_ONCE).contains(&begun), "{begun}");
+        assert_eq!(ended, begun - 1, "all but the one that failed");
+        assert!(records.turn().await.is_err(), "nothing more is sent");
+    }
+}
