@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,16 +119,21 @@ async fn an_acknowledged_put_survives_the_restart_of_every_server() {
     }
 }
 
-/// A server that refuses a put speaks for itself: the process before its restart may have executed it.
+/// A server that refuses a put speaks for itself: the process before its restart may have executed it, or, if it was not restarted at
+/// all, it may be executing it. Nobody else may do that meanwhile.
 #[tokio::test]
 async fn a_put_that_a_restarted_server_refuses_may_have_been_executed_before() {
     for refusal in [Refusal::Storage("a bad sector".into()), Refusal::Invalid("so it seems".into())] {
-        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = server.local_addr().unwrap();
-        let entry = ServerEntry { name: name("127.0.0.1", address.port()), nodes: 16 };
-        let ring = Ring::new(ServerList::new(vec![entry]).unwrap());
-        let port = Port::for_calls(&[address]).await.unwrap();
-        let client = Client::with_socket(port, ring, vec![address], None, ClientConfig::default()).unwrap();
+        let servers =
+            [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+        let addresses = servers.each_ref().map(|server| server.local_addr().unwrap());
+        let entry = |address: &SocketAddr| ServerEntry { name: name("127.0.0.1", address.port()), nodes: 16 };
+        let ring = Ring::new(ServerList::new(addresses.iter().map(entry).collect()).unwrap());
+        let owner = ring.owners_of_key(b"k", 1)[0].as_usize();
+        let (server, other) = (&servers[owner], &servers[1 - owner]);
+        let port = Port::for_calls(&addresses).await.unwrap();
+        let client =
+            Client::with_socket(port, ring, addresses.to_vec(), None, ClientConfig::default()).unwrap();
         let put = tokio::spawn(client.put("k", "v").n(1).w(1).into_future());
         let mut sessions = vec![(2, 21), (1, 11)];
         let error = loop {
@@ -149,6 +155,8 @@ async fn a_put_that_a_restarted_server_refuses_may_have_been_executed_before() {
             }
         };
         assert!(matches!(error, Error::Unknown(_)), "{error}");
+        let asked = other.try_recv(&mut [0; 2_048]).unwrap_err();
+        assert_eq!(asked.kind(), std::io::ErrorKind::WouldBlock, "nobody else is asked");
     }
 }
 

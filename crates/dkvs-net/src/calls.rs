@@ -77,7 +77,7 @@ impl<S: Socket> Shared<S> {
         let (call, heard) = loop {
             let mut call = match self.begin(to, &patience, frame) {
                 Err(CallError::Overloaded { .. }) if times_sent > 0 => {
-                    return Err(CallError::Overloaded { repeated: true });
+                    return Err(refused(true, maybe_done_before));
                 }
                 begun => begun?,
             };
@@ -97,12 +97,19 @@ impl<S: Socket> Shared<S> {
         };
         let answer = match heard {
             Heard::Answer(kind, body) => read_answer(kind, &body)?,
-            Heard::Overloaded => return Err(CallError::Overloaded { repeated: times_sent > 1 }),
+            Heard::Overloaded => return Err(refused(times_sent > 1, maybe_done_before)),
             Heard::UseStream => {
                 let frame = Frame { kind, id: call.id, expires: 0, body };
-                let answered = self.call_by_stream(to, frame, patience.deadline, times_sent > 0).await?;
-                maybe_done_before |= answered.maybe_done_before;
-                answered.answer
+                match self.call_by_stream(to, frame, patience.deadline, times_sent > 0).await {
+                    Ok(answered) => {
+                        maybe_done_before |= answered.maybe_done_before;
+                        answered.answer
+                    }
+                    Err(CallError::Overloaded { repeated }) => {
+                        return Err(refused(repeated, maybe_done_before));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         };
         Ok(Answered { answer, maybe_done_before })
@@ -202,6 +209,12 @@ impl<S: Socket> Shared<S> {
     fn jittered(&self, pause: Duration) -> Duration {
         pause.mul_f64(lock(&self.jitter).random_range(0.75..1.25))
     }
+}
+
+/// A server had no room for a request. That speaks for the id it had last: under an earlier one the same server may be
+/// executing it, if what looked like its restart was a challenge that came late.
+fn refused(repeated: bool, maybe_begun_before: bool) -> CallError {
+    if maybe_begun_before { CallError::Restarted } else { CallError::Overloaded { repeated } }
 }
 
 pub(crate) fn read_answer(kind: Kind, body: &[u8]) -> Result<Answer, CallError> {

@@ -58,8 +58,8 @@ impl Service for NoService {
 pub struct Answered {
     /// The answer.
     pub answer: Answer,
-    /// Whether a process of the server that has ended since may have executed the request, whatever the one that answered
-    /// did.
+    /// Whether the request may have been executed, or may still be, under an id that it had before: by a process of the server that
+    /// has ended since, it seems, and whatever the one that answered did.
     pub maybe_done_before: bool,
 }
 
@@ -89,7 +89,8 @@ pub enum CallError {
     /// may take effect even later; it will not be begun any more.
     #[error("no sign of life within {} ms", .0.as_millis())]
     Silent(Duration),
-    /// The peer was restarted, and may have passed the request on before. Whoever it was passed to may still begin it.
+    /// The peer was restarted, it seems, and may have passed the request on before, or does not take it now. Whoever it was passed
+    /// to, or the peer itself, may still begin an earlier copy.
     #[error("the server was restarted")]
     Restarted,
     /// No answer by the deadline. The request may have been begun, or by stream may still be.

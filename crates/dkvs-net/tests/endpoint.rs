@@ -682,6 +682,44 @@ async fn only_the_request_that_a_restarted_server_asks_about_is_known_to_nobody_
     assert_eq!(known_elsewhere, [false, true]);
 }
 
+/// A challenge that comes late, from the process before the last start, looks like that of a new one: the process that is asked
+/// again, and has no room, may be the one that executes what it was asked before.
+#[tokio::test]
+async fn a_refusal_after_a_restart_speaks_for_the_last_copy_only() {
+    for is_known_elsewhere in [false, true] {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let to = server.local_addr().unwrap();
+        let port = Port::for_calls(&[to]).await.unwrap();
+        // Nothing is sent twice, but for what a challenge asks for.
+        let config = EndpointConfig {
+            retransmit_min: PATIENCE,
+            retransmit_max: PATIENCE,
+            ..EndpointConfig::default()
+        };
+        let caller = Endpoint::start::<NoService>(port, config, rand::random(), None);
+        let call = tokio::spawn(async move { caller.call(to, &put(1, "v"), patience()).await });
+        let reply = async |header, kind, wanted_proof| {
+            let mut buffer = vec![0; 2_048];
+            let (len, from) = timeout(PATIENCE, server.recv_from(&mut buffer)).await.unwrap().unwrap();
+            let (asked, frames) = envelope::parse(&buffer[..len]).unwrap();
+            assert_eq!(asked.proof, wanted_proof);
+            let mut datagram = DatagramBuilder::new(header);
+            datagram.push(&Frame::answer(kind, frames[0].id, &[]));
+            server.send_to(&datagram.finish(0), from).await.unwrap();
+        };
+        let told = |session| Header { session, proof: session, oldest: 1_000 };
+        if is_known_elsewhere {
+            reply(told(1), Kind::Challenge, 0).await;
+            reply(told(2), Kind::Challenge, 1).await;
+        } else {
+            reply(told(2), Kind::Challenge, 0).await;
+        }
+        reply(told(2), Kind::Overloaded, 2).await;
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!(error.may_begin_later(), is_known_elsewhere, "{error:?}");
+    }
+}
+
 /// A server that passes requests on is restarted: what the old process passed on may still be begun elsewhere.
 #[tokio::test]
 async fn a_request_that_may_have_been_passed_on_is_not_made_anew() {

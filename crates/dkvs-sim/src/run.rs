@@ -41,8 +41,8 @@ use crate::weather::Weather;
 use crate::world::World;
 use crate::{server, workload};
 
-/// After this time without faults every operation must succeed. Clients pass over servers that were silent lately for
-/// 5 s; nothing else lingers longer.
+/// After this time without faults, and without operations that were called before they ended, every operation must succeed. Clients
+/// pass over servers that were silent lately for 5 s; nothing else lingers longer.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// Time for calm operations, after which clients are asked to finish.
@@ -455,7 +455,9 @@ fn shared(plan: Plan, ips: Vec<IpAddr>, trace: Arc<Trace>, recorder: Arc<Recorde
 /// Once the faults are over and things have settled, everything succeeds.
 fn progress(history: &History) -> Vec<Violation> {
     let Some(healed) = history.healed else { return Vec::new() };
-    let settled = healed + micros(SETTLE);
+    let during_faults = history.operations.iter().filter(|operation| operation.called <= healed);
+    let over = during_faults.map(|operation| operation.returned.unwrap_or(operation.deadline)).max();
+    let settled = over.map_or(healed, |over| over.max(healed)) + micros(SETTLE);
     let failed = history.operations.iter().filter(|operation| {
         operation.called > settled
             && match operation.outcome {

@@ -286,10 +286,16 @@ impl<S: Socket> Client<S> {
             let patience = Patience { deadline, silence: Some(silence), within: None, passed_on };
             let to = self.inner.addresses[server.as_usize()];
             let answered = self.inner.endpoint.ask(to, &request, patience).await;
-            maybe_done |= answered.as_ref().is_ok_and(|answered| answered.maybe_done_before);
+            let maybe_done_before = answered.as_ref().is_ok_and(|answered| answered.maybe_done_before);
+            maybe_done |= maybe_done_before;
             let failure = match answered.map(|answered| answered.answer) {
                 Ok(Answer::Client(ClientAnswer::Failed(failure))) => {
                     match self.failed(server, kind, failure) {
+                        // An earlier copy may be at work there.
+                        Ok(report) if kind == QuorumKind::Write && maybe_done_before => {
+                            tried.push((self.name(server), report));
+                            break;
+                        }
                         Ok(report) => report,
                         // It speaks for itself alone, and for the process that it is now.
                         Err(error)
