@@ -385,10 +385,11 @@ impl World {
         if self.shared.servers[server].stop.swap(false, Ordering::Relaxed) {
             self.kill(server);
         }
-        if !self.shared.servers[server].disk.is_hindered() {
-            self.hindered.remove(&server);
-        }
         if !self.is_up(server) {
+            // What a process before could not write is over with it.
+            if !self.shared.servers[server].disk.is_hindered() {
+                self.hindered.remove(&server);
+            }
             // What is left of a program that stopped in order ends now; as in `crash`. Where messages are held back nothing is
             // sent, and what the program had sent stays.
             let mut others = self.others(server);
