@@ -436,16 +436,21 @@ impl Story<'_> {
             || write_of(operation).is_some_and(|(write, _)| self.begun_twice.contains(&write))
     }
 
-    /// Whether the writer passed contexts that did not cover all it had written.
+    /// Whether the writer passed contexts that did not cover all it had written. The context of a put that met another one may
+    /// not cover the put itself: it then tells nothing new.
     fn uses_old_contexts(&self) -> bool {
         let mut seen = VersionVector::new();
+        let mut covers_last = true;
         self.operations.iter().any(|operation| {
             let old = match &operation.action {
-                Action::Write { context: Some(context), .. } => !context.descends_from(&seen),
+                Action::Write { context: Some(context), .. } => !covers_last || !context.descends_from(&seen),
                 Action::Write { context: None, .. } | Action::Read => false,
             };
             match &operation.outcome {
-                Outcome::Written { context } => seen.merge(context),
+                Outcome::Written { context } => {
+                    covers_last = !seen.descends_from(context);
+                    seen.merge(context);
+                }
                 Outcome::Read { .. }
                 | Outcome::Pending
                 | Outcome::Failed
