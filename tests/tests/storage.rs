@@ -10,6 +10,7 @@ use dkvs::{Error, ServerIndex};
 use dkvs_core::record::Body;
 use dkvs_proto::message::Refusal;
 use dkvs_proto::message::client::{ClientAnswer, ClientRequest, Failure, Get, OwnerAnswer};
+use dkvs_storage::Keyspace;
 use dkvs_tests::{Cluster, Plan, TestClient, eventually};
 
 /// The default of `disk_free_bytes_min`.
@@ -52,6 +53,24 @@ async fn a_damaged_record_is_not_shown_and_is_repaired_from_the_other_owners() {
     repaired(&cluster, owners[0], owners[1], "k").await;
     assert_eq!(value(&client, "k", 3).await, Some("v".into()));
     let status = client.status(owners[0]).await.unwrap();
+    assert_eq!((status.damaged_found, status.damaged_waiting), (1, 0));
+}
+
+/// Nobody knows whether it is to be repaired already, or how many are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_found_damaged_while_the_list_of_such_cannot_be_read_is_repaired_when_found_again() {
+    let cluster = Cluster::start(Plan::of(3)).await;
+    let client = cluster.client().await;
+    client.put("k", "v").w(3).await.unwrap();
+    let damaged = cluster.owners("k", 3)[0];
+    cluster.damage(damaged, "k").await;
+    cluster.fail_read(damaged, Keyspace::Meta);
+    let all_answer = || async {
+        let answer = answer_of_all(&cluster, damaged, "k").await;
+        matches!(answer, ClientAnswer::Get(_)).then_some(())
+    };
+    eventually("the repair", all_answer).await;
+    let status = client.status(damaged).await.unwrap();
     assert_eq!((status.damaged_found, status.damaged_waiting), (1, 0));
 }
 

@@ -415,12 +415,9 @@ mod tests {
         let store = MemoryStore::new();
         put(&store, Keyspace::Meta, Bytes::from_static(b"identity"), vec![2; 17]).await;
         let mut batch = Batch::new();
-        crate::damage::ListChange::default().stage_found(
-            &store,
-            &mut batch,
-            &store_key(b"lost"),
-            Bytes::new(),
-        );
+        let place = store_key(b"lost");
+        let remains = crate::damage::Remains::of(&store, &place, Bytes::new()).unwrap();
+        crate::damage::ListChange::default().stage_found(&mut batch, &place, remains);
         store.commit(batch, Durability::Memory).await.unwrap();
         let (found, _) = findings(&store);
         assert_eq!(found.len(), 2, "{found:?}");

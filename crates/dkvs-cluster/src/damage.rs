@@ -103,9 +103,9 @@ impl Damage {
     }
 
     /// A batch was committed that changed the list so.
-    pub(crate) fn committed(&self, ListChange { found, listed, mended }: ListChange) {
+    pub(crate) fn committed(&self, ListChange { found, again, listed, mended }: ListChange) {
         self.found.fetch_add(found, Ordering::Relaxed);
-        self.again.fetch_add(found - listed, Ordering::Relaxed);
+        self.again.fetch_add(again, Ordering::Relaxed);
         self.waiting.fetch_add(listed, Ordering::Relaxed);
         self.waiting.fetch_sub(mended, Ordering::Relaxed);
         if found > 0 {
@@ -122,12 +122,33 @@ impl Damage {
     }
 }
 
+/// What is left of a damaged record that is to be put aside.
+#[derive(Clone, Debug)]
+pub(crate) struct Remains {
+    bytes: Bytes,
+    /// Whether it was on the list: it may be damaged again before it is repaired. `None` if the list is damaged there too.
+    was_listed: Option<bool>,
+}
+
+impl Remains {
+    /// Fails when the list cannot be read just now: nobody could tell then how much there is to be repaired.
+    pub(crate) fn of(store: &impl Store, store_key: &Bytes, bytes: Bytes) -> Result<Self, StoreError> {
+        let was_listed = match store.get(Keyspace::Meta, &place(store_key)) {
+            Ok(entry) => Some(entry.is_some()),
+            Err(error) if is_damage(&error) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { bytes, was_listed })
+    }
+}
+
 /// What a batch does to the list of what is to be repaired.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ListChange {
     /// Records that were found damaged.
     found: u64,
-    /// Those of them that were not on the list: one may be damaged again before it is repaired.
+    /// Those of them that may have been on the list, and those that may not have been.
+    again: u64,
     listed: u64,
     /// Records that were repaired.
     mended: u64,
@@ -135,18 +156,11 @@ pub(crate) struct ListChange {
 
 impl ListChange {
     /// Puts what was damaged aside.
-    pub(crate) fn stage_found(
-        &mut self,
-        store: &impl Store,
-        batch: &mut Batch,
-        store_key: &Bytes,
-        remains: Bytes,
-    ) {
-        let place = place(store_key);
+    pub(crate) fn stage_found(&mut self, batch: &mut Batch, store_key: &Bytes, remains: Remains) {
         self.found += 1;
-        // When that cannot be read, it may have been there.
-        self.listed += u64::from(matches!(store.get(Keyspace::Meta, &place), Ok(None)));
-        batch.put(Keyspace::Meta, place, remains);
+        self.again += u64::from(remains.was_listed != Some(false));
+        self.listed += u64::from(remains.was_listed != Some(true));
+        batch.put(Keyspace::Meta, place(store_key), remains.bytes);
     }
 
     /// Forgets what was damaged.

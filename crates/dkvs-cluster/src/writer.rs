@@ -31,7 +31,7 @@ use dkvs_storage::{Batch, Durability, Keyspace, Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::Clock;
-use crate::damage::{self, Damage, is_damage};
+use crate::damage::{self, Damage, Remains, is_damage};
 use crate::hints::{Held, HintChange, HintWriter, Target};
 use crate::identity::Identity;
 use crate::reaping::Watches;
@@ -259,7 +259,7 @@ struct Staged {
     hash: Option<EntryHash>,
     changed: bool,
     /// What is left of a damaged entry that this batch puts aside.
-    remains: Option<Bytes>,
+    remains: Option<Remains>,
     /// Whether the damage was found in this batch, or in the one under way.
     newly_damaged: bool,
     /// Whether this batch repairs it.
@@ -483,7 +483,7 @@ impl<T: Store> Writer<T> {
             if std::mem::take(&mut entry.mended) {
                 list.stage_mended(&mut batch, store_key);
             } else if let Some(remains) = remains {
-                list.stage_found(&*self.store, &mut batch, store_key, remains);
+                list.stage_found(&mut batch, store_key, remains);
             }
             entry.changed = false;
             let key = key_of(store_key).unwrap_or_default();
@@ -805,8 +805,9 @@ impl<T: Store> Writer<T> {
                 let (stored, remains) = match stored {
                     Ok(stored) => (stored, None),
                     Err(reason) => {
+                        let remains = Remains::of(&*self.store, slot.key(), bytes.unwrap_or_default())?;
                         damage::tell(slot.key(), &reason);
-                        (Stored { is_incomplete: true, ..Stored::default() }, bytes)
+                        (Stored { is_incomplete: true, ..Stored::default() }, Some(remains))
                     }
                 };
                 self.batch_bytes += stored.record.value_len();
