@@ -50,6 +50,9 @@ use std::{
     time::Duration,
 };
 
+/// What the system says of a place on the disk that cannot be read.
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 /// Threads for flushes and compactions. fjall (3.1) keeps the first free for flushes: what it finds in their queue about
 /// compactions it puts back at once, again and again while all others compact. With two threads that takes a core for as long as
 /// any compaction runs; with three, the third mostly clears the queue. With one, a long compaction holds back the
@@ -166,7 +169,7 @@ impl Store for FjallStore {
     fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let view = self.view()?;
         let value = view.snapshot.get(&view.keyspaces[keyspace.index()], key);
-        let value = value.map_err(|e| error("read", &self.dir, e))?;
+        let value = value.map_err(|e| read_error("read", &self.dir, e))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -184,7 +187,7 @@ impl Store for FjallStore {
         let found = view.snapshot.range::<&[u8], _>(&view.keyspaces[keyspace.index()], range);
         // An entry beyond the limit is not read: it may be damaged.
         for guard in found.take(limit.entries_max) {
-            let (key, value) = guard.into_inner().map_err(|e| error("scan", &self.dir, e))?;
+            let (key, value) = guard.into_inner().map_err(|e| read_error("scan", &self.dir, e))?;
             let entry_len = key.len() + value.len();
             if !limit.admits(entries.len(), bytes, entry_len) {
                 break;
@@ -355,6 +358,18 @@ fn open_keyspaces(db: &Database) -> fjall::Result<Keyspaces> {
     Ok([records?, meta?, hints?, tombstones?])
 }
 
+/// Of a read. What the disk does not give back, after the system has tried for some time, is as lost as what has a wrong checksum:
+/// to be had from the other replicas only.
+fn read_error(what: &'static str, dir: &Path, failed: fjall::Error) -> StoreError {
+    use fjall::{Error, LsmError};
+    match &failed {
+        Error::Io(e) | Error::Storage(LsmError::Io(e)) if e.raw_os_error() == Some(EIO) => {
+            StoreError::Corrupt { what, path: dir.into(), detail: e.to_string().into() }
+        }
+        _ => error(what, dir, failed),
+    }
+}
+
 fn error(what: &'static str, dir: &Path, error: fjall::Error) -> StoreError {
     use fjall::{Error, LsmError};
     // Foreign, open enums: whatever is neither of these is damage.
@@ -371,4 +386,25 @@ fn error(what: &'static str, dir: &Path, error: fjall::Error) -> StoreError {
         return StoreError::InUse { path: dir.into() };
     }
     StoreError::Corrupt { what, path: dir.into(), detail: error.to_string().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_does_not_give_back_is_damaged_and_other_failures_of_reads_and_writes_are_not() {
+        let of = |number| io::Error::from_raw_os_error(number);
+        let (unreadable, too_many_files) = (EIO, rustix::io::Errno::MFILE.raw_os_error());
+        for failed in
+            [fjall::Error::Io(of(unreadable)), fjall::Error::Storage(fjall::LsmError::Io(of(unreadable)))]
+        {
+            let error = read_error("read", Path::new("data"), failed);
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+        }
+        let other = read_error("read", Path::new("data"), fjall::Error::Io(of(too_many_files)));
+        assert!(matches!(other, StoreError::Io { .. }), "{other}");
+        let written = error("write to", Path::new("data"), fjall::Error::Io(of(unreadable)));
+        assert!(matches!(written, StoreError::Io { .. }), "{written}");
+    }
 }
