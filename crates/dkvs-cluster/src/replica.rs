@@ -817,6 +817,22 @@ mod tests {
         replica.change(0, |done| Change::Quarantine { store_key: place, done }).await.unwrap();
     }
 
+    #[tokio::test]
+    async fn there_is_as_much_after_a_repair_as_before_the_damage() {
+        let all = ScanLimit { entries_max: 9, bytes_max: 1 << 20 };
+        for body in [value("v"), Body::Tombstone] {
+            let store = Arc::new(MemoryStore::new());
+            let replica = replica_on(store.clone(), Durability::Memory).await;
+            let record = made_elsewhere(op(1), body);
+            replica.merge(KEY, record.clone(), Terms::UPKEEP, Validity::unlimited()).await.unwrap();
+            let held = || (replica.totals(), replica.tombstones(None, all).unwrap());
+            let before = held();
+            damage(&store, &replica).await;
+            replica.mend(KEY, record, replica.damage().again()).await.unwrap();
+            assert_eq!(held(), before);
+        }
+    }
+
     /// What the others said when it was damaged first may be older than what was lost then.
     #[tokio::test]
     async fn a_record_damaged_twice_is_mended_with_answers_from_after_the_second_time_only() {

@@ -802,16 +802,19 @@ impl<T: Store> Writer<T> {
                     Err(error) => return Err(error.into()),
                 };
                 let len = bytes.as_ref().map(Bytes::len);
-                let (stored, remains) = match stored {
-                    Ok(stored) => (stored, None),
+                let (stored, before, remains) = match stored {
+                    Ok(stored) => {
+                        let before = len.map(|len| weight(slot.key(), &stored, len));
+                        (stored, before, None)
+                    }
                     Err(reason) => {
+                        let before = damaged_weight(&*self.store, slot.key(), len.unwrap_or_default())?;
                         let remains = Remains::of(&*self.store, slot.key(), bytes.unwrap_or_default())?;
                         damage::tell(slot.key(), &reason);
-                        (Stored { is_incomplete: true, ..Stored::default() }, Some(remains))
+                        (Stored { is_incomplete: true, ..Stored::default() }, Some(before), Some(remains))
                     }
                 };
                 self.batch_bytes += stored.record.value_len();
-                let before = len.map(|len| weight(slot.key(), &stored, len));
                 let key = key_of(slot.key()).unwrap_or_default();
                 let hash = remains.is_none().then(|| self.tree.hash_of(&key, &stored));
                 let changed = remains.is_some();
@@ -936,6 +939,16 @@ fn too_many_versions() -> ReplicaError {
 fn weight(store_key: &Bytes, stored: &Stored, value_len: usize) -> Weight {
     let bytes = (store_key.len() + value_len) as u64;
     Weight { live: stored.is_live(), deleted: stored.is_deleted(), bytes }
+}
+
+/// What an entry that cannot be read any more has added, as far as anybody can tell: it was a value, unless it is known to have
+/// been deleted.
+fn damaged_weight(store: &impl Store, store_key: &Bytes, value_len: usize) -> Result<Weight, StoreError> {
+    let deleted = match store.get(Keyspace::Tombstones, store_key) {
+        Err(error) if is_damage(&error) => false,
+        known => known?.is_some(),
+    };
+    Ok(Weight { live: !deleted, deleted, bytes: (store_key.len() + value_len) as u64 })
 }
 
 fn merge(entry: &mut Staged, record: &Record) -> Result<Vec<Dot>, ReplicaError> {
