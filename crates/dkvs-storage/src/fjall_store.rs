@@ -362,12 +362,12 @@ fn open_keyspaces(db: &Database) -> fjall::Result<Keyspaces> {
 /// to be had from the other replicas only.
 fn read_error(what: &'static str, dir: &Path, failed: fjall::Error) -> StoreError {
     use fjall::{Error, LsmError};
-    match &failed {
-        Error::Io(e) | Error::Storage(LsmError::Io(e)) if e.raw_os_error() == Some(EIO) => {
-            StoreError::Corrupt { what, path: dir.into(), detail: e.to_string().into() }
-        }
-        _ => error(what, dir, failed),
+    if let Error::Io(e) | Error::Storage(LsmError::Io(e)) = &failed
+        && e.raw_os_error() == Some(EIO)
+    {
+        return StoreError::Corrupt { what, path: dir.into(), detail: e.to_string().into() };
     }
+    error(what, dir, failed)
 }
 
 fn error(what: &'static str, dir: &Path, error: fjall::Error) -> StoreError {
