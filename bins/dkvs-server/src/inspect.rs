@@ -38,12 +38,12 @@ fn look(path: &Path) -> anyhow::Result<Summary> {
         Start::Clean => "stopped cleanly",
         Start::New | Start::Unclean => "not stopped cleanly, or copied",
     };
-    writeln!(out, "{}: data of {owner}, {stop}", path.display())?;
+    // Who has closed stdout still gets the exit status, and a directory as it was.
+    let _ = writeln!(out, "{}: data of {owner}, {stop}", path.display());
     let mut listed = 0;
     let tell = |finding: Finding| {
         listed += 1;
         if listed <= LISTED_MAX {
-            // Who has closed stdout still gets the exit status.
             let _ = writeln!(out, "  {finding}");
         }
     };
@@ -55,17 +55,18 @@ fn look(path: &Path) -> anyhow::Result<Summary> {
         // What looking at it has cost is given back.
         dir.mark_clean()?;
     }
-    if listed > LISTED_MAX {
-        writeln!(out, "  and {} more", listed - LISTED_MAX)?;
+    match print(&summary, began, &mut out) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        Ok(()) | Err(_) => Ok(summary),
     }
-    print(&summary, &mut out)?;
-    writeln!(out, "  took       {:.1} s", began.elapsed().as_secs_f64())?;
-    Ok(summary)
 }
 
-fn print(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
+fn print(summary: &Summary, began: Instant, out: &mut impl Write) -> io::Result<()> {
     let Summary { records, keys, keys_with_siblings, tombstones, bytes, partitions, .. } = summary;
     let Summary { hints, dirty_partitions, identity, findings, .. } = summary;
+    if *findings > LISTED_MAX {
+        writeln!(out, "  and {} more", findings - LISTED_MAX)?;
+    }
     writeln!(
         out,
         "  records    {records}: {keys} with a value ({keys_with_siblings} with several), {tombstones} deleted"
@@ -82,11 +83,12 @@ fn print(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         None => writeln!(out, "  identity   none yet")?,
     }
     match findings {
-        0 => writeln!(out, "  wrong      nothing"),
+        0 => writeln!(out, "  wrong      nothing")?,
         findings => writeln!(
             out,
             "  wrong      {findings}: start the server, and it repairs damaged records from the other servers; if part of the \
              data cannot be read at all, start it with an empty directory"
-        ),
+        )?,
     }
+    writeln!(out, "  took       {:.1} s", began.elapsed().as_secs_f64())
 }

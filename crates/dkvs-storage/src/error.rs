@@ -41,8 +41,9 @@ pub enum StoreError {
         path: PathBuf,
     },
 
-    /// What is on disk cannot be what the store wrote, or the disk does not give it back. Nothing changed. If it was met while opening, start
-    /// with an empty directory and let the other replicas fill it; keep the damaged one for inspection.
+    /// What is on disk cannot be what the store wrote, or the disk does not give it back. Nothing changed. If it
+    /// was met while opening, start with an empty directory and let the other replicas fill it; keep the damaged
+    /// one for inspection.
     #[error("{} is damaged, {what}: {detail}", path.display())]
     Corrupt {
         /// What was being done.
